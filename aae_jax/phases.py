@@ -1,0 +1,268 @@
+"""The paper's three phases: reconstruction, regularization, classification (sections 2 and 5).
+
+A phase is a function (state, batch) -> (state, metrics). It moves exactly the parameters of its
+updates. Written for one device's share of the batch; what crosses devices is injected.
+"""
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int, Key
+
+from aae_jax.divergences import Critic, Divergence
+from aae_jax.model import Code, Model, Params, reconstruct
+from aae_jax.networks import gaussian_noise, one_hot
+from aae_jax.priors import Prior
+from aae_jax.randomness import all_named
+from aae_jax.state import ALONE, Collective, TrainState, Update, descend, move
+
+Metrics = dict[str, Float[Array, ""]]
+
+
+class Batch(NamedTuple):
+    """One step's examples.
+
+    Attributes:
+        image: [batch, ...], preprocessed.
+        label: [batch], -1 where unknown.
+        keys: [batch], all the randomness of the step, one key for each example.
+        labelled: an independent batch of labelled examples for the classification phase, or None.
+    """
+
+    image: Float[Array, "batch ..."]
+    label: Int[Array, "batch"]
+    keys: Key[Array, "batch"]
+    labelled: "Batch | None" = None
+
+
+Phase = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+Penalty = Callable[[Params, Code], Float[Array, ""]]
+
+
+class Match(NamedTuple):
+    """A part of the code that is to follow a prior.
+
+    Attributes:
+        part: "style" or "label".
+        prior: samples to match.
+        divergence: how.
+        label_informed: the critic also sees the label, one-hot with one more class for "unknown",
+            and a labelled example is matched with its label's mode of the prior (section 2.3).
+        weight: factor on the encoder's matching loss.
+        noise: std of the Gaussian noise on everything that the critic sees.
+    """
+
+    part: str
+    prior: Prior
+    divergence: Divergence
+    label_informed: bool = False
+    weight: float = 1.0
+    noise: float = 0.0
+
+
+def critic_features(match: Match) -> int:
+    """Width of the critic's input."""
+    return match.prior.dim + (match.prior.num_modes + 1 if match.label_informed else 0)
+
+
+def kl(prior: Prior, weight: float = 1.0) -> Penalty:
+    """KL(q(z|x) || p(z)) by one sample, in nats: turns the autoencoder into a VAE.
+
+    Raises:
+        ValueError: the prior has no density.
+    """
+    if prior.log_prob is None:
+        raise ValueError("the KL penalty needs a prior with a density (log_prob)")
+    log_prob = prior.log_prob
+
+    def penalty(params: Params, code: Code) -> Float[Array, ""]:
+        if code.style_log_prob is None:
+            raise ValueError("the KL penalty needs the Gaussian posterior")
+        return weight * (code.style_log_prob - jax.vmap(log_prob)(code.style)).mean()
+
+    return penalty
+
+
+def heads_apart(eta: float, weight: float = 1.0) -> Penalty:
+    """Linear cost on every pair of cluster heads nearer than `eta` (section 7)."""
+
+    def penalty(params: Params, code: Code) -> Float[Array, ""]:
+        heads = params["cluster_heads"]
+        first, second = jnp.triu_indices(heads.shape[0], k=1)
+        # The floor keeps the gradient of coinciding heads finite.
+        distance = jnp.sqrt(((heads[first] - heads[second]) ** 2).sum(axis=1) + 1e-12)
+        return weight * jax.nn.relu(eta - distance).sum()
+
+    return penalty
+
+
+def reconstruction(
+    model: Model, update: Update, penalties: Mapping[str, Penalty] = MappingProxyType({})
+) -> Phase:
+    """Encoder and decoder descend the reconstruction error, in nats per image, plus penalties.
+
+    The input is noisy where the model says so; the target is always the clean image.
+    """
+
+    def phase(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        keys = all_named(batch.keys, "reconstruction")
+
+        def loss(params: Params) -> tuple[Float[Array, ""], Any]:
+            output, code, batch_stats = reconstruct(
+                model, params, state.batch_stats, batch.image, batch.label, keys, train=True
+            )
+            error = model.likelihood.loss(output, batch.image).mean()
+            costs = {name: penalty(params, code) for name, penalty in penalties.items()}
+            total = jnp.stack([error, *costs.values()]).sum()
+            return total, ({"reconstruction": error, **costs}, batch_stats)
+
+        state, _, (metrics, batch_stats) = descend(update, state, loss)
+        return state.replace(batch_stats=batch_stats), metrics
+
+    return phase
+
+
+def regularization(
+    model: Model,
+    matches: tuple[Match, ...],
+    discriminator: Update,
+    generator: Update,
+    collective: Collective = ALONE,
+) -> Phase:
+    """Discriminators learn prior samples from codes, then the encoder descends the matching loss.
+
+    The codes are computed once: the generator's gradient is pulled back through the same pass.
+    Running batch statistics stay as they are; only the reconstruction phase moves them.
+    """
+
+    def phase(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        keys = all_named(batch.keys, "regularization")
+
+        def encode(encoder: Any) -> tuple[Array, ...]:
+            code, _ = model.encode(
+                {**state.params, "encoder": encoder}, state.batch_stats, batch.image, keys, True
+            )
+            return tuple(_seen(match, _part(match, code), keys, "code") for match in matches)
+
+        codes, pull_back = jax.vjp(encode, state.params["encoder"])
+        prior_codes = tuple(
+            _seen(match, _prior_codes(match, batch.label, keys), keys, "prior") for match in matches
+        )
+
+        def critic_of(match: Match, params: Params, batch_stats: Params) -> Critic:
+            return _informed(match, model.critic(params, batch_stats, match.part), batch.label)
+
+        def critic_losses(params: Params) -> tuple[Float[Array, ""], Metrics]:
+            losses, metrics = [], {}
+            for match, prior, code in zip(matches, prior_codes, codes, strict=True):
+                if match.divergence.critic_loss is not None:
+                    critic = critic_of(match, params, state.batch_stats)
+                    loss, scores = match.divergence.critic_loss(critic, prior, code, keys)
+                    losses.append(loss)
+                    metrics |= _critic_metrics(match, loss, *scores)
+            return jnp.stack(losses).sum(), metrics
+
+        def matching_losses(codes: tuple[Array, ...]) -> tuple[Float[Array, ""], Metrics]:
+            losses = {}
+            for match, prior, code in zip(matches, prior_codes, codes, strict=True):
+                if match.divergence.whole_batch:
+                    prior, code = collective.gather(prior), collective.gather(code)
+                critic = critic_of(match, state.params, state.batch_stats)
+                loss = match.divergence.matching_loss(critic, prior, code, keys)
+                losses[f"{match.part}/generator"] = loss
+            weights = jnp.array([match.weight for match in matches])
+            return weights @ jnp.stack(list(losses.values())), losses
+
+        metrics: Metrics = {}
+        if any(match.divergence.critic_loss for match in matches):
+            state = state.replace(batch_stats=model.refresh(state.params, state.batch_stats))
+            state, _, metrics = descend(discriminator, state, critic_losses)
+        gradient, losses = jax.grad(matching_losses, has_aux=True)(codes)
+        (encoder_gradient,) = pull_back(gradient)
+        return move(generator, state, {"encoder": encoder_gradient}), {**metrics, **losses}
+
+    return phase
+
+
+def classification(model: Model, update: Update) -> Phase:
+    """The encoder's label head descends the cross-entropy of a labelled batch (section 5)."""
+
+    def phase(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        labelled = batch.labelled
+        if labelled is None:
+            raise ValueError("the classification phase needs a labelled batch")
+        keys = all_named(labelled.keys, "classification")
+
+        def loss(params: Params) -> tuple[Float[Array, ""], Metrics]:
+            code, _ = model.encode(params, state.batch_stats, labelled.image, keys, True)
+            cross_entropy = optax.softmax_cross_entropy_with_integer_labels(
+                code.label_logits, labelled.label
+            ).mean()
+            wrong = code.label_logits.argmax(axis=1) != labelled.label
+            metrics = {
+                "classification": cross_entropy,
+                "labelled_error_percent": 100.0 * wrong.mean(),
+            }
+            return cross_entropy, metrics
+
+        state, _, metrics = descend(update, state, loss)
+        return state, metrics
+
+    return phase
+
+
+def _part(match: Match, code: Code) -> Float[Array, "batch dim"]:
+    if match.part == "style":
+        return code.style
+    # The one place where the adversary's label logits become probabilities.
+    return jax.nn.softmax(code.label_logits)
+
+
+def _prior_codes(
+    match: Match, label: Int[Array, "batch"], keys: Key[Array, "batch"]
+) -> Float[Array, "batch dim"]:
+    keys = all_named(keys, f"{match.part}_prior")
+    samples = jax.vmap(match.prior.sample)(keys)
+    if not match.label_informed:
+        return samples
+    assert match.prior.sample_mode is not None, "a label-informed prior needs modes"
+    of_label = jax.vmap(match.prior.sample_mode)(keys, jnp.maximum(label, 0))
+    return jnp.where(label[:, None] >= 0, of_label, samples)
+
+
+def _seen(
+    match: Match, codes: Float[Array, "batch dim"], keys: Key[Array, "batch"], origin: str
+) -> Float[Array, "batch dim"]:
+    return gaussian_noise(codes, all_named(keys, f"{match.part}_{origin}_noise"), match.noise)
+
+
+def _informed(match: Match, critic: Critic, label: Int[Array, "batch"]) -> Critic:
+    if not match.label_informed:
+        return critic
+    modes = match.prior.num_modes
+    known = one_hot(jnp.where(label < 0, modes, label), modes + 1)
+
+    def informed(codes: Float[Array, "codes dim"]) -> Float[Array, "codes"]:
+        # Prior samples and codes of a batch may come stacked; both belong to the same labels.
+        repeats = codes.shape[0] // label.shape[0]
+        return critic(jnp.concatenate([codes, jnp.tile(known, (repeats, 1))], axis=1))
+
+    return informed
+
+
+def _critic_metrics(
+    match: Match,
+    loss: Float[Array, ""],
+    prior_scores: Float[Array, "batch"],
+    code_scores: Float[Array, "batch"],
+) -> Metrics:
+    metrics = {f"{match.part}/discriminator": loss}
+    boundary = match.divergence.boundary
+    if boundary is not None:
+        metrics[f"{match.part}/prior_accuracy"] = (prior_scores > boundary).mean()
+        metrics[f"{match.part}/code_accuracy"] = (code_scores < boundary).mean()
+    return metrics
