@@ -16,6 +16,7 @@ Scores = Float[Array, "batch"]
 Scalar = Float[Array, ""]
 Critic = Callable[[Codes], Scores]
 Keys = Key[Array, "batch"]
+CriticLoss = Callable[[Critic, Codes, Codes, Keys], tuple[Scalar, tuple[Scores, Scores]]]
 
 
 class Divergence(NamedTuple):
@@ -32,7 +33,7 @@ class Divergence(NamedTuple):
     """
 
     matching_loss: Callable[[Critic, Codes, Codes, Keys], Scalar]
-    critic_loss: Callable[[Critic, Codes, Codes, Keys], tuple[Scalar, tuple[Scores, Scores]]] | None = None  # fmt: skip
+    critic_loss: CriticLoss | None = None
     equilibrium: tuple[float, float] | None = None
     boundary: float | None = None
     whole_batch: bool = False

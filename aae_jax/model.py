@@ -4,7 +4,7 @@ The paper's notation: an image x, a code made of a style z and, where the experi
 label y; encoder q(z, y|x), decoder p(x|z, y).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
@@ -93,6 +93,7 @@ class Model(NamedTuple):
             [batch, features] to scores.
         refresh: (params, batch_stats) -> batch_stats after one power iteration of spectrally
             normalised discriminators; the same batch_stats without them.
+        heads: params -> the cluster heads W_C, for the layout "cluster_heads".
         likelihood: p(x|code).
         layout: which code the decoder sees.
         style_dim, num_labels: sizes of the code's parts; num_labels is 0 without a label.
@@ -104,6 +105,7 @@ class Model(NamedTuple):
     label: Callable[..., Float[Array, "batch labels"] | None]
     critic: Callable[..., Callable[[Float[Array, "batch features"]], Scores]]
     refresh: Callable[[Params, Params], Params]
+    heads: Callable[[Params], Float[Array, "labels style"]]
     likelihood: Likelihood
     layout: str
     style_dim: int
@@ -123,7 +125,7 @@ def encoder_heads(posterior: str, style_dim: int, num_labels: int) -> dict[str, 
 def autoencoder(
     encoder: nn.Module,
     decoder: nn.Module,
-    discriminators: dict[str, tuple[nn.Module, int]],
+    discriminators: Mapping[str, tuple[nn.Module, int]],
     *,
     image_shape: tuple[int, ...],
     style_dim: int,
@@ -204,10 +206,10 @@ def autoencoder(
             return style
         assert label is not None, f"the layout {layout} needs a label"
         if layout == "cluster_heads":
-            return label @ heads_of(params) + style
+            return label @ heads(params) + style
         return jnp.concatenate([style, label], axis=1)
 
-    def heads_of(params: Params) -> Array:
+    def heads(params: Params) -> Array:
         return params["cluster_heads"] if fixed_cluster_heads is None else fixed_cluster_heads
 
     def label(code: Code, given: Int[Array, "batch"]) -> Float[Array, "batch labels"] | None:
@@ -221,11 +223,16 @@ def autoencoder(
     def critic(
         params: Params, batch_stats: Params, part: str
     ) -> Callable[[Float[Array, "batch features"]], Scores]:
-        variables = {
-            "params": params["discriminator"][part],
-            "batch_stats": batch_stats["discriminator"][part],
-        }
-        return lambda x: discriminators[part][0].apply(variables, x)
+        def scores(codes: Float[Array, "batch features"]) -> Scores:
+            # Looked up in here: a part matched without a discriminator (MMD) has no parameters.
+            variables = {
+                "params": params["discriminator"][part],
+                "batch_stats": batch_stats["discriminator"][part],
+            }
+            module: Any = discriminators[part][0]
+            return module.apply(variables, codes)
+
+        return scores
 
     def refresh(params: Params, batch_stats: Params) -> Params:
         moved = {}
@@ -248,9 +255,7 @@ def autoencoder(
             "encoder": encoder.init(
                 named(key, "encoder"), encoder_input(image, keys, False), keys, False
             ),
-            "decoder": decoder.init(
-                named(key, "decoder"), jnp.zeros((1, code_dim)), keys, False
-            ),
+            "decoder": decoder.init(named(key, "decoder"), jnp.zeros((1, code_dim)), keys, False),
         }
         scorers = {
             part: module.init(named(key, f"{part}_discriminator"), jnp.zeros((1, features)), True)
@@ -267,7 +272,17 @@ def autoencoder(
         return params, batch_stats
 
     return Model(
-        init, encode, decode, label, critic, refresh, likelihood, layout, style_dim, num_labels
+        init,
+        encode,
+        decode,
+        label,
+        critic,
+        refresh,
+        heads,
+        likelihood,
+        layout,
+        style_dim,
+        num_labels,
     )
 
 

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from aae_jax.state import Collective, across
+from aae_jax.state import ALONE, Collective, across
 
 AXIS = "data"
 MODES = ("pmap", "shard_map")
@@ -27,11 +27,8 @@ def device_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
 
 def collective(mesh: Mesh) -> Collective:
     """How the mesh's devices act together inside a mapped chunk."""
-    alone = mesh.size == 1
     # One device has nothing to average, and ravelling gradients would copy them for nothing.
-    return across(AXIS)._replace(
-        **({"average": lambda tree: tree, "gather": lambda x: x} if alone else {})
-    )
+    return ALONE if mesh.size == 1 else across(AXIS)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

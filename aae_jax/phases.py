@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int, Key
 from aae_jax.divergences import Critic, Divergence
 from aae_jax.model import Code, Model, Params, reconstruct
 from aae_jax.networks import gaussian_noise, one_hot
-from aae_jax.priors import Prior
+from aae_jax.priors import Prior, sample_batch, sample_modes
 from aae_jax.randomness import all_named
 from aae_jax.state import ALONE, Collective, TrainState, Update, descend, move
 
@@ -157,7 +157,8 @@ def regularization(
             return _informed(match, model.critic(params, batch_stats, match.part), batch.label)
 
         def critic_losses(params: Params) -> tuple[Float[Array, ""], Metrics]:
-            losses, metrics = [], {}
+            losses: list[Array] = []
+            metrics: Metrics = {}
             for match, prior, code in zip(matches, prior_codes, codes, strict=True):
                 if match.divergence.critic_loss is not None:
                     critic = critic_of(match, params, state.batch_stats)
@@ -199,6 +200,7 @@ def classification(model: Model, update: Update) -> Phase:
 
         def loss(params: Params) -> tuple[Float[Array, ""], Metrics]:
             code, _ = model.encode(params, state.batch_stats, labelled.image, keys, True)
+            assert code.label_logits is not None, "classification needs a label head"
             cross_entropy = optax.softmax_cross_entropy_with_integer_labels(
                 code.label_logits, labelled.label
             ).mean()
@@ -218,6 +220,7 @@ def classification(model: Model, update: Update) -> Phase:
 def _part(match: Match, code: Code) -> Float[Array, "batch dim"]:
     if match.part == "style":
         return code.style
+    assert code.label_logits is not None, "a label match needs a label head"
     # The one place where the adversary's label logits become probabilities.
     return jax.nn.softmax(code.label_logits)
 
@@ -226,12 +229,9 @@ def _prior_codes(
     match: Match, label: Int[Array, "batch"], keys: Key[Array, "batch"]
 ) -> Float[Array, "batch dim"]:
     keys = all_named(keys, f"{match.part}_prior")
-    samples = jax.vmap(match.prior.sample)(keys)
-    if not match.label_informed:
-        return samples
-    assert match.prior.sample_mode is not None, "a label-informed prior needs modes"
-    of_label = jax.vmap(match.prior.sample_mode)(keys, jnp.maximum(label, 0))
-    return jnp.where(label[:, None] >= 0, of_label, samples)
+    if match.label_informed:
+        return sample_modes(match.prior, keys, label)
+    return sample_batch(match.prior, keys)
 
 
 def _seen(

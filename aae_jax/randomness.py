@@ -11,7 +11,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int, Key, UInt32
 
 
-def example_keys(key: Key[Array, ""], step: Int[Array, ""], indices: Int[Array, "batch"]) -> Key[Array, "batch"]:  # fmt: skip
+def example_keys(
+    key: Key[Array, ""], step: Int[Array, ""], indices: Int[Array, "batch"]
+) -> Key[Array, "batch"]:
     """One key for each example of a step, from its index in the whole (all devices') batch."""
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.fold_in(key, step), indices)
 

@@ -13,8 +13,7 @@ from jaxtyping import Array, Float, Int, Key
 Params = dict[str, Any]
 
 
-@flax.struct.dataclass
-class TrainState:
+class TrainState(flax.struct.PyTreeNode):
     """Everything that a run's next step depends on; exactly what is checkpointed.
 
     Attributes:
@@ -40,13 +39,13 @@ class Collective(NamedTuple):
     Attributes:
         average: pytree -> its mean over devices.
         gather: [local, ...] -> [global, ...], all devices' examples in order.
-        index: () -> this device's number.
+        rank: () -> this device's number.
         axis_name: name of the mapped axis, or None.
     """
 
     average: Callable[[Any], Any]
     gather: Callable[[Array], Array]
-    index: Callable[[], Int[Array, ""]]
+    rank: Callable[[], Int[Array, ""]]
     axis_name: str | None
 
 

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from aae_jax.phases import Batch, Metrics, Phase
@@ -22,8 +23,8 @@ class Examples(NamedTuple):
         label: [n], -1 where unknown.
     """
 
-    image: Array
-    label: Int[Array, "n"]
+    image: Array | np.ndarray
+    label: Int[Array | np.ndarray, "n"]
 
 
 class Rows(NamedTuple):
@@ -34,8 +35,8 @@ class Rows(NamedTuple):
         labelled: [steps, labelled_batch] indices of labelled examples, or None.
     """
 
-    image: Int[Array, "steps batch"]
-    labelled: Int[Array, "steps labelled"] | None
+    image: Int[Array | np.ndarray, "steps batch"]
+    labelled: Int[Array | np.ndarray, "steps labelled"] | None
 
 
 def train_step(phases: tuple[Phase, ...], averaging: float = 0.0) -> Step:
@@ -69,9 +70,9 @@ def chunk(
     """
 
     def run(state: TrainState, examples: Examples, rows: Rows) -> tuple[TrainState, Any]:
-        def draw(state: TrainState, row: Int[Array, "local"], stream: str) -> Batch:
+        def draw(state: TrainState, row: Int[Array | np.ndarray, "local"], stream: str) -> Batch:
             local = row.shape[0]
-            indices = collective.index() * local + jnp.arange(local)
+            indices = collective.rank() * local + jnp.arange(local)
             keys = example_keys(named(state.key, stream), state.step, indices)
             return Batch(normalize(examples.image[row]), examples.label[row], keys)
 

@@ -1,0 +1,314 @@
+"""The base ConfigDict of every experiment, and the checks that name each bad value.
+
+A config file starts from `base()` and changes what its experiment needs. Nothing here imports JAX,
+so that a bad value is named in a second.
+"""
+
+import difflib
+import hashlib
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+PHASES = ("reconstruction", "regularization", "classification")
+OPTIMIZERS = ("sgd", "adam", "adamw", "rmsprop")
+
+
+class ConfigError(ValueError):
+    """A value that cannot be used; one line with the field, the value and what is allowed."""
+
+
+def base() -> ConfigDict:
+    """Experiment E1 on the digits that scikit-learn ships, with every field there is."""
+
+    def optimizer(learning_rate: float, momentum: float) -> dict[str, Any]:
+        return {
+            "name": "sgd",  # one of OPTIMIZERS
+            "learning_rate": learning_rate,
+            "momentum": momentum,  # of SGD; b1 of Adam
+            # Factor on the learning rate: constant(), step(factor, epochs), cosine(end, warmup).
+            "schedule": "constant()",
+        }
+
+    def match(prior: str, divergence: str) -> dict[str, Any]:
+        return {
+            "prior": prior,  # a constructor of aae_jax.priors, with its arguments
+            "divergence": divergence,  # of aae_jax.divergences; "" leaves the part unmatched
+            "label_informed": False,  # the critic sees the label (section 2.3)
+            "weight": 1.0,  # factor on the encoder's matching loss
+            "noise": 0.0,  # std of Gaussian noise on everything the critic sees
+        }
+
+    def layers(**more: Any) -> dict[str, Any]:
+        return {"widths": (1000, 1000), "activation": "relu", "init": "normal(0.01)", **more}
+
+    config = ConfigDict(
+        {
+            "experiment": "E1",  # row of the paper this belongs to
+            "title": "Adversarial autoencoder with a 2-D Gaussian prior",
+            "seed": 0,  # of everything random: weights, order, noise, labelled subset
+            "init_from": "",  # a finished run's workdir whose weights to start from
+            "data": {
+                "source": "digits",  # digits, tfds:NAME, idx:DIR, npz:FILE
+                "download": False,  # may TFDS download a set that is not prepared?
+                "data_dir": "",  # TFDS folder; "" is TFDS's own default
+                "validation": 300,  # last training images held out, unless the source has some
+                "labels": -1,  # labelled training images, class-balanced; -1 keeps all labels
+                "preprocessing": "unit",  # unit, standardize, standardize_pixels
+                "stand_in_for": "",  # the paper's data set, where this is another one
+            },
+            "model": {
+                "style_dim": 2,
+                "labels": 0,  # classes or clusters of the label head; 0 has no label
+                # style, style_and_given_label, style_and_inferred_label, cluster_heads
+                "layout": "style",
+                "posterior": "deterministic",  # deterministic, gaussian, universal
+                "noise_dim": 0,  # noise values fed to a universal approximator's encoder
+            },
+            "encoder": layers(
+                batch_norm=False,
+                head_batch_norm=False,
+                input_noise=0.0,  # std on the input while training; the target stays clean
+                input_dropout=0.0,  # share of input pixels dropped while training
+                dropout=0.0,  # share of hidden units dropped while training
+            ),
+            "decoder": layers(
+                batch_norm=False,
+                output="sigmoid",  # sigmoid, linear (half squared error), bernoulli
+            ),
+            "discriminator": layers(spectral_norm=False),
+            "cluster_heads": {
+                "init_std": 1.0,  # of the learned W_C (section 7)
+                "fixed": 0.0,  # W_C = fixed * I instead of a learned one
+                "eta": 0.0,  # heads nearer than this cost (section 7)
+            },
+            "style": match("gaussian(2, std=5.0)", "gan()"),
+            "label": match("categorical(10)", ""),
+            "penalties": {
+                "kl": 0.0,  # weight of KL(q(z|x) || p(z)): 1 makes the VAE
+                "heads_apart": 0.0,  # weight of the cost on near cluster heads
+            },
+            "phases": ("reconstruction", "regularization"),  # in this order
+            "optimizers": {
+                "autoencoder": optimizer(0.01, 0.9),
+                "discriminator": optimizer(0.1, 0.1),
+                "generator": optimizer(0.1, 0.1),
+                "classifier": optimizer(0.1, 0.9),
+            },
+            "train": {
+                "epochs": 100.0,  # passes over the (unlabelled) training images
+                "batch_size": 100,  # over all devices
+                "labelled_batch_size": 100,
+                "chunk_steps": 100,  # steps per call of the device
+                "averaging": 0.0,  # decay of the parameter average to evaluate; 0 keeps none
+                "parallel": "pmap",  # pmap, shard_map
+            },
+            "checkpoint": {"every_seconds": 60.0, "keep": 3},
+            "evaluation": {
+                "every_epochs": 1.0,  # validation scores
+                "samples": 1000,  # samples in distances and figures
+                "parzen_samples": 0,  # samples of the Parzen estimator; 0 leaves it out
+                "sample_quality": False,  # Frechet, kernel distance, precision and recall
+            },
+            # Published figures to print beside the scores, by score name.
+            "paper": {},
+        }
+    )
+    return config.lock()
+
+
+def mnist() -> ConfigDict:
+    """What the paper's MNIST experiments share: data, batches, the label-free optimizers."""
+    config = base()
+    config.data.source = "tfds:mnist"
+    config.data.validation = 10_000  # train[50000:]
+    config.train.epochs = 50.0
+    config.evaluation.samples = 5000
+    config.evaluation.sample_quality = True
+    return config
+
+
+def validate(config: ConfigDict) -> None:
+    """Checks everything that can be known before data are read.
+
+    Raises:
+        ConfigError: names the first bad field, its value and what is allowed, in one line.
+    """
+    _same_fields(config.to_dict(), base().to_dict(), "")
+    for field, (allowed, holds) in _RULES.items():
+        value = _get(config, field)
+        if not holds(value):
+            raise ConfigError(f"{field} is {value!r}; allowed: {allowed}")
+    for problem in _contradictions(config):
+        raise ConfigError(problem)
+
+
+def digest(config: ConfigDict) -> str:
+    """A short fingerprint of the config, for result tables."""
+    return hashlib.sha256(config.to_json(sort_keys=True).encode()).hexdigest()[:12]
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Fields in which two configs differ, each as "field: old -> new"."""
+    lines = []
+    for name in sorted({*old, *new}):
+        a, b = old.get(name), new.get(name)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            lines += differences(a, b, f"{prefix}{name}.")
+        elif _plain(a) != _plain(b):
+            lines.append(f"{prefix}{name}: {_plain(a)!r} -> {_plain(b)!r}")
+    return lines
+
+
+def _plain(value: Any) -> Any:
+    # JSON knows no tuples.
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _same_fields(config: Mapping[str, Any], known: Mapping[str, Any], prefix: str) -> None:
+    for name, value in config.items():
+        field = f"{prefix}{name}"
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {prefix}{close[0]}? " if close else ""
+            raise ConfigError(f"{field} is not a field; {hint}known: {', '.join(sorted(known))}")
+        if field == "paper":
+            continue
+        if isinstance(known[name], Mapping):
+            if not isinstance(value, Mapping):
+                raise ConfigError(f"{field} is {value!r}; it holds fields, not a value")
+            _same_fields(value, known[name], f"{field}.")
+        elif not _same_type(value, known[name]):
+            raise ConfigError(
+                f"{field} is {value!r}, a {type(value).__name__}; "
+                f"allowed: {type(known[name]).__name__}"
+            )
+    for name in known:
+        if name not in config:
+            raise ConfigError(f"{prefix}{name} is missing; start from aae_jax.config.base()")
+
+
+def _same_type(value: Any, example: Any) -> bool:
+    if isinstance(example, float):
+        return isinstance(value, float | int) and not isinstance(value, bool)
+    return type(value) is type(example)
+
+
+def _get(config: ConfigDict, field: str) -> Any:
+    for name in field.split("."):
+        config = config[name]
+    return config
+
+
+def _one_of(*names: str) -> tuple[str, Callable[[Any], bool]]:
+    return ", ".join(names), lambda value: value in names
+
+
+def _number(low: float, high: float = math.inf, open_low: bool = False) -> tuple[str, Any]:
+    text = f"more than {low:g}" if open_low else f"{low:g} or more"
+    if high < math.inf:
+        text = f"{low:g} (excluded) to {high:g}" if open_low else f"{low:g} to {high:g}"
+    return text, lambda v: math.isfinite(v) and (low < v if open_low else low <= v) and v <= high
+
+
+_WIDTHS = ("a tuple of positive numbers", lambda v: all(isinstance(w, int) and w > 0 for w in v))
+_ACTIVATIONS = _one_of("relu", "leaky_relu", "gelu", "tanh", "softplus")
+_SHARE = ("0 to 1 (excluded)", lambda v: 0 <= v < 1)
+_RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "seed": _number(0, 2**31 - 1),
+    "data.source": ("a data source such as digits or idx:DIR", lambda v: bool(v.strip())),
+    "data.validation": _number(0),
+    "data.labels": ("-1 (all labels), or 0 or more", lambda v: v >= -1),
+    "data.preprocessing": _one_of("unit", "standardize", "standardize_pixels"),
+    "model.style_dim": _number(1),
+    "model.labels": _number(0),
+    "model.layout": _one_of(
+        "style", "style_and_given_label", "style_and_inferred_label", "cluster_heads"
+    ),
+    "model.posterior": _one_of("deterministic", "gaussian", "universal"),
+    "model.noise_dim": _number(0),
+    **{f"{net}.widths": _WIDTHS for net in ("encoder", "decoder", "discriminator")},
+    **{f"{net}.activation": _ACTIVATIONS for net in ("encoder", "decoder", "discriminator")},
+    "encoder.input_noise": _number(0),
+    "encoder.input_dropout": _SHARE,
+    "encoder.dropout": _SHARE,
+    "decoder.output": _one_of("sigmoid", "linear", "bernoulli"),
+    "cluster_heads.init_std": _number(0),
+    "cluster_heads.fixed": _number(0),
+    "cluster_heads.eta": _number(0),
+    **{f"{part}.{name}": _number(0) for part in ("style", "label") for name in ("weight", "noise")},
+    "penalties.kl": _number(0),
+    "penalties.heads_apart": _number(0),
+    "phases": (
+        f"a choice of {', '.join(PHASES)}, each at most once, in any order",
+        lambda v: 0 < len(v) == len(set(v)) and set(v) <= set(PHASES),
+    ),
+    **{
+        f"optimizers.{each}.{field}": rule
+        for each in ("autoencoder", "discriminator", "generator", "classifier")
+        for field, rule in {
+            "name": _one_of(*OPTIMIZERS),
+            "learning_rate": _number(0, open_low=True),
+            "momentum": _SHARE,
+        }.items()
+    },
+    "train.epochs": _number(0, open_low=True),
+    "train.batch_size": _number(1),
+    "train.labelled_batch_size": _number(1),
+    "train.chunk_steps": _number(1),
+    "train.averaging": _SHARE,
+    "train.parallel": _one_of("pmap", "shard_map"),
+    "checkpoint.every_seconds": _number(0, open_low=True),
+    "checkpoint.keep": _number(2),
+    "evaluation.every_epochs": _number(0, open_low=True),
+    "evaluation.samples": _number(10),
+    "evaluation.parzen_samples": _number(0),
+}
+
+
+def _contradictions(config: ConfigDict) -> list[str]:
+    """Values that are fine alone and not together."""
+    model, label, style = config.model, config.label, config.style
+    bad = []
+    if model.layout != "style" and not model.labels:
+        bad.append(f"model.layout is {model.layout}; it needs model.labels of 1 or more")
+    if (model.posterior == "universal") != (model.noise_dim > 0):
+        bad.append(
+            f"model.noise_dim is {model.noise_dim} and model.posterior {model.posterior}; "
+            "allowed: noise values for the universal posterior, and for no other"
+        )
+    if config.decoder.output != "linear" and config.data.preprocessing != "unit":
+        bad.append(
+            f"decoder.output is {config.decoder.output} and data.preprocessing "
+            f"{config.data.preprocessing}; allowed: pixels in 0..1 (unit), or a linear output"
+        )
+    if config.penalties.kl and model.posterior != "gaussian":
+        bad.append(f"penalties.kl needs model.posterior gaussian, not {model.posterior}")
+    if config.penalties.heads_apart and (
+        model.layout != "cluster_heads" or config.cluster_heads.fixed
+    ):
+        bad.append("penalties.heads_apart needs model.layout cluster_heads with learned heads")
+    if config.penalties.heads_apart and not config.cluster_heads.eta:
+        bad.append("penalties.heads_apart needs cluster_heads.eta, the least distance of heads")
+    if label.divergence and not has_label_head(config):
+        bad.append("label.divergence needs an encoder with a label head: model.labels of 1 or more")
+    if label.label_informed:
+        bad.append("label.label_informed is True; allowed: False, only the style can be informed")
+    if style.label_informed and not style.divergence:
+        bad.append("style.label_informed needs style.divergence, a critic to inform")
+    if "regularization" in config.phases and not (style.divergence or label.divergence):
+        bad.append("phases has regularization, but neither style.divergence nor label.divergence")
+    if "regularization" not in config.phases and (style.divergence or label.divergence):
+        bad.append("style.divergence or label.divergence is set, but phases lacks regularization")
+    if "classification" in config.phases and not has_label_head(config):
+        bad.append("the phase classification needs a label head: model.labels of 1 or more")
+    if "classification" in config.phases and config.data.labels == 0:
+        bad.append("the phase classification needs labels: data.labels of 1 or more, or -1")
+    return bad
+
+
+def has_label_head(config: ConfigDict) -> bool:
+    """Whether the encoder infers a label (a supervised autoencoder is given it)."""
+    return config.model.labels > 0 and config.model.layout != "style_and_given_label"

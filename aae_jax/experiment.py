@@ -1,0 +1,392 @@
+"""ConfigDict -> Experiment: the only place where a config becomes functions."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Key
+from ml_collections import ConfigDict
+
+from aae_jax import divergences, networks, priors, spec
+from aae_jax.config import ConfigError, has_label_head
+from aae_jax.model import LIKELIHOODS, Model, autoencoder, encoder_heads
+from aae_jax.phases import (
+    Match,
+    Penalty,
+    Phase,
+    classification,
+    critic_features,
+    heads_apart,
+    kl,
+    reconstruction,
+    regularization,
+)
+from aae_jax.priors import Prior
+from aae_jax.randomness import named
+from aae_jax.state import ALONE, Collective, TrainState, Update, init_state
+from aae_jax.step import Step, train_step
+
+Schedule = Callable[[Array], Array]
+Built = TypeVar("Built")
+
+
+class Experiment(NamedTuple):
+    """What a config describes, as pure functions.
+
+    Attributes:
+        model: the networks.
+        style_prior: p(z) of the style.
+        label_prior: p(y), where the encoder infers a label.
+        matches: parts of the code that follow a prior.
+        init: key -> TrainState.
+        step: (state, batch) -> (state, metrics).
+        num_steps, steps_per_epoch: length of the run.
+        phases: their names, in order.
+        equilibria: metric name -> value at which codes and prior cannot be told apart.
+    """
+
+    model: Model
+    style_prior: Prior
+    label_prior: Prior | None
+    matches: tuple[Match, ...]
+    init: Callable[[Key[Array, ""]], TrainState]
+    step: Step
+    num_steps: int
+    steps_per_epoch: float
+    phases: tuple[str, ...]
+    equilibria: dict[str, float]
+
+    @property
+    def knows_classes(self) -> bool:
+        """Whether the label head stands for the data's classes, not for clusters."""
+        return "classification" in self.phases
+
+
+def build(
+    config: ConfigDict,
+    *,
+    image_shape: tuple[int, ...],
+    num_classes: int,
+    num_examples: int,
+    collective: Collective = ALONE,
+) -> Experiment:
+    """Builds the experiment that a (validated) config describes.
+
+    Args:
+        config: see `aae_jax.config.base`.
+        image_shape: shape of one image.
+        num_classes: classes of the data.
+        num_examples: training images, which make an epoch.
+        collective: how devices act together in the step.
+
+    Raises:
+        ConfigError: parts that do not fit each other or the data; one line.
+        SpecError: a prior, divergence, initializer or schedule that cannot be built; one line.
+    """
+    style_prior = _built(config.style.prior, PRIORS, "style.prior", Prior)
+    _check_style(config, style_prior, num_classes)
+    label_prior = _label_prior(config, num_classes)
+    matches = _matches(config, style_prior, label_prior)
+    model = _model(config, matches, image_shape, collective)
+    steps_per_epoch = num_examples / config.train.batch_size
+    num_steps = _round_up(config.train.epochs * steps_per_epoch, config.train.chunk_steps)
+    updates = _updates(config, steps_per_epoch, num_steps, collective)
+    phases = _phases(config, model, matches, style_prior, updates, collective)
+    averaged = _autoencoder_subtrees(config) if config.train.averaging else ()
+
+    def init(key: Key[Array, ""]) -> TrainState:
+        params, batch_stats = model.init(named(key, "init"))
+        return init_state(key, params, batch_stats, tuple(updates.values()), averaged)
+
+    return Experiment(
+        model=model,
+        style_prior=style_prior,
+        label_prior=label_prior,
+        matches=matches,
+        init=init,
+        step=train_step(phases, config.train.averaging),
+        num_steps=num_steps,
+        steps_per_epoch=steps_per_epoch,
+        phases=tuple(config.phases),
+        equilibria=_equilibria(matches),
+    )
+
+
+PRIORS: dict[str, Callable[..., Prior]] = {
+    "gaussian": priors.gaussian,
+    "uniform": priors.uniform,
+    "laplace": priors.laplace,
+    "petals": priors.petals,
+    "grid": priors.grid,
+    "gaussian_mixture": priors.gaussian_mixture,
+    "swiss_roll": priors.swiss_roll,
+    "categorical": priors.categorical,
+    "mixture": lambda *components, weights=None: priors.mixture(components, weights),
+    "product": priors.product,
+    "affine": priors.affine,
+    "rotate": priors.rotate,
+}
+
+
+def _built(
+    text: str, known: Mapping[str, Callable[..., object]], what: str, kind: type[Built]
+) -> Built:
+    value = spec.build(text, known, what)
+    if not isinstance(value, kind):
+        raise ConfigError(f"{what} is {text!r}, which is no {kind.__name__.lower()}")
+    return value
+
+
+def _check_style(config: ConfigDict, prior: Prior, num_classes: int) -> None:
+    if prior.dim != config.model.style_dim:
+        raise ConfigError(
+            f"style.prior {config.style.prior!r} has {prior.dim} dimensions, "
+            f"model.style_dim is {config.model.style_dim}; they must agree"
+        )
+    if config.style.label_informed and (prior.sample_mode is None or prior.num_modes < num_classes):
+        raise ConfigError(
+            f"style.prior {config.style.prior!r} has {prior.num_modes} modes; "
+            f"style.label_informed needs one for each of the data's {num_classes} classes"
+        )
+    if config.penalties.kl and prior.log_prob is None:
+        raise ConfigError(
+            f"penalties.kl needs a prior with a density; {config.style.prior!r} has none"
+        )
+
+
+def _label_prior(config: ConfigDict, num_classes: int) -> Prior | None:
+    labels = config.model.labels
+    given = config.model.layout == "style_and_given_label"
+    if ("classification" in config.phases or given) and labels != num_classes:
+        raise ConfigError(f"model.labels is {labels}, but the data have {num_classes} classes")
+    if not has_label_head(config):
+        return None
+    if not config.label.divergence:
+        return priors.categorical(labels)
+    prior = _built(config.label.prior, PRIORS, "label.prior", Prior)
+    if prior.dim != labels:
+        raise ConfigError(
+            f"label.prior {config.label.prior!r} has {prior.dim} categories, "
+            f"model.labels is {labels}; they must agree"
+        )
+    return prior
+
+
+def _matches(
+    config: ConfigDict, style_prior: Prior, label_prior: Prior | None
+) -> tuple[Match, ...]:
+    matches = []
+    for part, prior in (("style", style_prior), ("label", label_prior)):
+        fields = config[part]
+        if not fields.divergence or prior is None:
+            continue
+        divergence = _built(
+            fields.divergence,
+            divergences.DIVERGENCES,
+            f"{part}.divergence",
+            divergences.Divergence,
+        )
+        if fields.label_informed and divergence.critic_loss is None:
+            raise ConfigError(
+                f"style.label_informed needs a critic; {fields.divergence!r} has none"
+            )
+        if config.train.batch_size < 2 and divergence.whole_batch:
+            raise ConfigError(f"{part}.divergence {fields.divergence!r} needs batches of 2 or more")
+        matches.append(
+            Match(part, prior, divergence, fields.label_informed, fields.weight, fields.noise)
+        )
+    return tuple(matches)
+
+
+def _model(
+    config: ConfigDict,
+    matches: tuple[Match, ...],
+    image_shape: tuple[int, ...],
+    collective: Collective,
+) -> Model:
+    style_dim, labels = config.model.style_dim, config.model.labels
+
+    def initializer(net: str) -> networks.Initializer:
+        return spec.build(config[net].init, networks.INITIALIZERS, f"{net}.init")  # type: ignore[return-value]
+
+    def hidden(net: str, dropout: float = 0.0) -> networks.MLP:
+        return networks.MLP(
+            tuple(config[net].widths),
+            config[net].activation,
+            initializer(net),
+            config[net].batch_norm,
+            dropout,
+            collective.axis_name,
+        )
+
+    encoder = networks.Encoder(
+        hidden("encoder", config.encoder.dropout),
+        encoder_heads(config.model.posterior, style_dim, labels if has_label_head(config) else 0),
+        initializer("encoder"),
+        config.encoder.head_batch_norm,
+        collective.axis_name,
+    )
+    discriminators = {
+        match.part: (
+            networks.Discriminator(
+                tuple(config.discriminator.widths),
+                config.discriminator.activation,
+                initializer("discriminator"),
+                config.discriminator.spectral_norm,
+            ),
+            critic_features(match),
+        )
+        for match in matches
+        if match.divergence.critic_loss is not None
+    }
+    heads = _cluster_heads(config)
+    return autoencoder(
+        encoder,
+        networks.Decoder(hidden("decoder"), image_shape, initializer("decoder")),
+        discriminators,
+        image_shape=image_shape,
+        style_dim=style_dim,
+        num_labels=labels,
+        likelihood=LIKELIHOODS[config.decoder.output],
+        posterior=config.model.posterior,
+        layout=config.model.layout,
+        noise_dim=config.model.noise_dim,
+        input_noise=config.encoder.input_noise,
+        input_dropout=config.encoder.input_dropout,
+        cluster_heads=None if config.cluster_heads.fixed else heads,
+        fixed_cluster_heads=_fixed_heads(config),
+    )
+
+
+def _cluster_heads(config: ConfigDict) -> Callable[[Key[Array, ""]], Array] | None:
+    if config.model.layout != "cluster_heads":
+        return None
+    shape = (config.model.labels, config.model.style_dim)
+    std = config.cluster_heads.init_std
+    return lambda key: std * jax.random.normal(key, shape)
+
+
+def _fixed_heads(config: ConfigDict) -> Float[Array, "labels style"] | None:
+    fixed = config.cluster_heads.fixed
+    if config.model.layout != "cluster_heads" or not fixed:
+        return None
+    labels, style_dim = config.model.labels, config.model.style_dim
+    if labels != style_dim:
+        raise ConfigError(
+            f"cluster_heads.fixed needs as many style dimensions as labels (W_C = {fixed:g} I); "
+            f"model.style_dim is {style_dim}, model.labels {labels}"
+        )
+    return fixed * jnp.eye(labels)
+
+
+def _round_up(steps: float, multiple: int) -> int:
+    # A last chunk of another length would be compiled anew for a handful of steps. The small
+    # margin keeps a product such as 1.1 * 500 from adding a chunk by rounding.
+    return max(1, -int(-(steps - 1e-6) // multiple)) * multiple
+
+
+def _autoencoder_subtrees(config: ConfigDict) -> tuple[str, ...]:
+    learned = config.model.layout == "cluster_heads" and not config.cluster_heads.fixed
+    return ("encoder", "decoder", "cluster_heads") if learned else ("encoder", "decoder")
+
+
+def _updates(
+    config: ConfigDict, steps_per_epoch: float, num_steps: int, collective: Collective
+) -> dict[str, Update]:
+    """The optimizers of the phases in use, by name."""
+    moved: dict[str, dict[str, tuple[str, ...]]] = {
+        "reconstruction": {"autoencoder": _autoencoder_subtrees(config)},
+        "regularization": {"discriminator": ("discriminator",), "generator": ("encoder",)},
+        "classification": {"classifier": ("encoder",)},
+    }
+    return {
+        name: Update(
+            name,
+            subtrees,
+            _optimizer(config.optimizers[name], name, steps_per_epoch, num_steps),
+            collective.average,
+        )
+        for phase in config.phases
+        for name, subtrees in moved[phase].items()
+    }
+
+
+def _optimizer(
+    fields: ConfigDict, name: str, steps_per_epoch: float, num_steps: int
+) -> optax.GradientTransformation:
+    schedules = _schedules(steps_per_epoch, num_steps)
+    factor: Any = spec.build(fields.schedule, schedules, f"optimizers.{name}.schedule")
+    rate, momentum = fields.learning_rate, fields.momentum
+
+    def learning_rate(step: Array) -> Array:
+        return rate * factor(step)
+
+    match fields.name:
+        case "sgd":
+            return optax.sgd(learning_rate, momentum or None)
+        case "adam":
+            return optax.adam(learning_rate, b1=momentum)
+        case "adamw":
+            return optax.adamw(learning_rate, b1=momentum)
+        case "rmsprop":
+            return optax.rmsprop(learning_rate, momentum=momentum or None)
+    raise ConfigError(f"optimizers.{name}.name is {fields.name!r}")
+
+
+def _schedules(steps_per_epoch: float, num_steps: int) -> dict[str, Callable[..., Schedule]]:
+    """Factors on a learning rate, as functions of the step; their times are in epochs."""
+
+    def constant() -> Schedule:
+        return optax.constant_schedule(1.0)
+
+    def step(factor: float = 0.1, epochs: float | tuple = (50, 1000)) -> Schedule:
+        times = epochs if isinstance(epochs, tuple) else (epochs,)
+        return optax.piecewise_constant_schedule(
+            1.0, {round(epoch * steps_per_epoch): factor for epoch in times}
+        )
+
+    def cosine(end: float = 0.0, warmup: float = 0.0) -> Schedule:
+        if not warmup:
+            return optax.cosine_decay_schedule(1.0, num_steps, end)
+        return optax.warmup_cosine_decay_schedule(
+            0.0, 1.0, round(warmup * steps_per_epoch), num_steps, end
+        )
+
+    return {"constant": constant, "step": step, "cosine": cosine}
+
+
+def _phases(
+    config: ConfigDict,
+    model: Model,
+    matches: tuple[Match, ...],
+    style_prior: Prior,
+    updates: dict[str, Update],
+    collective: Collective,
+) -> tuple[Phase, ...]:
+    penalties: dict[str, Penalty] = {}
+    if config.penalties.kl:
+        penalties["kl"] = kl(style_prior, config.penalties.kl)
+    if config.penalties.heads_apart:
+        penalties["heads_apart"] = heads_apart(
+            config.cluster_heads.eta, config.penalties.heads_apart
+        )
+    known: dict[str, Callable[[], Phase]] = {
+        "reconstruction": lambda: reconstruction(model, updates["autoencoder"], penalties),
+        "regularization": lambda: regularization(
+            model, matches, updates["discriminator"], updates["generator"], collective
+        ),
+        "classification": lambda: classification(model, updates["classifier"]),
+    }
+    return tuple(known[name]() for name in config.phases)
+
+
+def _equilibria(matches: tuple[Match, ...]) -> dict[str, float]:
+    values = {}
+    for match in matches:
+        if match.divergence.equilibrium is not None:
+            critic, matching = match.divergence.equilibrium
+            values[f"{match.part}/discriminator"] = critic
+            values[f"{match.part}/generator"] = matching
+    return values

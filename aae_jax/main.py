@@ -1,0 +1,70 @@
+"""Adversarial autoencoders in JAX: train an experiment, score it, draw it.
+
+  python -m aae_jax.main --config configs/digits.py
+  python -m aae_jax.main --config configs/digits.py --config.train.epochs=20 --workdir runs/short
+  python -m aae_jax.main --mode eval --workdir runs/digits
+
+Flags:
+  --config FILE[:VARIANT]  the experiment; a field is changed by --config.FIELD=VALUE
+  --workdir DIR            where the run lives; default runs/CONFIG. The same command on a
+                           folder that holds an unfinished run goes on with it.
+  --mode MODE              train (default), eval: score the run in DIR again,
+                           figures: draw it again
+"""
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from absl import app, flags
+from ml_collections import config_flags
+
+MODES = ("train", "eval", "figures")
+_CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment.", lock_config=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lives.")
+_MODE = flags.DEFINE_enum("mode", "train", MODES, "What to do.")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Does what the flags say."""
+    command = "python -m aae_jax.main " + shlex.join(sys.argv[1:])
+    if len(argv) > 1:
+        _fail(f"{argv[1]} is no flag; see --help")
+    if _MODE.value == "train":
+        if _CONFIG.value is None:
+            _fail("--config is missing, for example --config configs/digits.py; see --help")
+        # Imported only now: JAX takes seconds, and --help should not.
+        from aae_jax import program
+
+        sys.exit(program.train(_CONFIG.value, Path(_WORKDIR.value or _default_workdir()), command))
+    if _WORKDIR.value is None:
+        _fail(f"--mode {_MODE.value} needs the --workdir of a run")
+    from aae_jax import program
+
+    sys.exit(program.review(Path(_WORKDIR.value), _MODE.value))
+
+
+def _default_workdir() -> str:
+    file, _, variant = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
+    return str(Path("runs") / "-".join(filter(None, [Path(file).stem, variant.replace("/", "_")])))
+
+
+def _parse(argv: Sequence[str]) -> list[str]:
+    if {"-h", "--help", "-help", "--helpfull"} & set(argv[1:]):
+        print(__doc__)
+        sys.exit(0)
+    try:
+        return flags.FLAGS(argv)
+    except Exception as error:  # a config file is a program: anything may come out of it
+        _fail(" ".join(str(error).split()) or type(error).__name__)
+
+
+def _fail(message: str) -> NoReturn:
+    print(f"aae_jax: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=_parse)

@@ -1,0 +1,240 @@
+"""What the command line does: train and report, score again, draw again."""
+
+import importlib.metadata
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from absl import logging as absl_logging
+
+# TensorFlow, which writes the event files, greets every program with several lines otherwise.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+
+import jax
+import numpy as np
+from clu.parameter_overview import get_parameter_overview
+from ml_collections import ConfigDict
+
+from aae_jax import checkpoints, figures, report, workdir
+from aae_jax.assessment import Drawing, Options, assess
+from aae_jax.config import ConfigError, digest
+from aae_jax.data import DataError
+from aae_jax.randomness import named
+from aae_jax.readings import Readings
+from aae_jax.recording import read_metrics
+from aae_jax.report import Report, Score
+from aae_jax.spec import SpecError
+from aae_jax.state import TrainState
+from aae_jax.train import Run, TrainingError, prepare, restore
+from aae_jax.train import train as run_training
+
+COMMAND, SCORES, FIGURES, PAGE = "command.txt", "scores.json", "figures", "report.html"
+_NO_CURVE = {"step", "epoch", "images_per_second"}
+EXPLAINED = (
+    ConfigError,
+    SpecError,
+    DataError,
+    TrainingError,
+    checkpoints.CheckpointError,
+    workdir.WorkdirError,
+)
+
+
+def train(config: ConfigDict, folder: Path, command: str) -> int:
+    """Trains, or goes on training, and reports; the exit status."""
+    return _explained(lambda: _train(config, folder, command))
+
+
+def review(folder: Path, mode: str) -> int:
+    """Scores ("eval") or draws ("figures") a run again; the exit status."""
+    return _explained(lambda: _review(folder, mode))
+
+
+def _explained(action: Callable[[], None]) -> int:
+    """Runs the action; a fault that the user can mend ends in one line, not in a traceback."""
+    absl_logging.set_verbosity(absl_logging.WARNING)
+    logging.getLogger("jax").setLevel(logging.ERROR)
+    checkpoints.quiet_orbax()
+    try:
+        action()
+    except EXPLAINED as error:
+        print(f"aae_jax: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        where = f" {error.filename}" if error.filename else ""
+        print(f"aae_jax:{where}: {error.strerror or error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("aae_jax: interrupted; the same command goes on from the last checkpoint")
+        return 130
+    return 0
+
+
+def _train(config: ConfigDict, folder: Path, command: str) -> None:
+    began = time.monotonic()
+    run = prepare(config)
+    with workdir.locked(folder):
+        workdir.claim(folder, config)
+        workdir.write_text(folder / COMMAND, command + "\n")
+        print(_overview(run, folder))
+        outcome = run_training(run, folder)
+        if outcome.finished:
+            print("reading the test images, drawing the report")
+            view = _view(run, outcome.state, folder, outcome.seconds)
+            _write_scores(view)
+            _write_figures(view)
+            _write_page(view)
+            print(report.score_table(view.scores))
+            print(f"{time.monotonic() - began:.0f} s in all; open {folder / PAGE}")
+
+
+def _review(folder: Path, mode: str) -> None:
+    config = workdir.read_config(folder)
+    run = prepare(config)
+    with workdir.locked(folder):
+        state, seconds = restore(run, folder)
+        view = _view(run, state, folder, seconds)
+        if mode == "eval":
+            _write_scores(view)
+            print(report.score_table(view.scores))
+        else:
+            _write_figures(view)
+            print(f"figures in {folder / FIGURES}")
+        _write_page(view)
+
+
+class _View(NamedTuple):
+    """A run as it is shown."""
+
+    run: Run
+    state: TrainState
+    folder: Path
+    seconds: float
+    scores: list[Score]
+    drawings: list[Drawing]
+    curves: list[Drawing]
+
+
+def _view(run: Run, state: TrainState, folder: Path, seconds: float) -> _View:
+    evaluation = run.config.evaluation
+    readings = Readings(
+        run.experiment,
+        state,
+        run.splits,
+        run.train_labels,
+        run.preprocessing,
+        named(jax.random.key(run.config.seed), "assessment"),
+        evaluation.samples,
+    )
+    items = list(assess(readings, Options(evaluation.parzen_samples, evaluation.sample_quality)))
+    scores = [_beside_paper(item, run.config) for item in items if isinstance(item, Score)]
+    drawings = [item for item in items if isinstance(item, Drawing)]
+    return _View(run, state, folder, seconds, scores, drawings, _curves(run, folder))
+
+
+def _beside_paper(score: Score, config: ConfigDict) -> Score:
+    stand_in = config.data.stand_in_for
+    note = f"{config.data.source.split(':')[0]} stands in for {stand_in}" if stand_in else ""
+    return score._replace(
+        paper=config.paper.get(score.name),
+        note="; ".join(part for part in (score.note, note) if part),
+    )
+
+
+def _curves(run: Run, folder: Path) -> list[Drawing]:
+    rows = read_metrics(folder)
+    names = sorted({name for row in rows for name in row} - _NO_CURVE)
+    metrics = {
+        name: (
+            np.array([row["step"] for row in rows if name in row]),
+            np.array([row[name] for row in rows if name in row]),
+        )
+        for name in names
+    }
+    if not metrics:
+        return []
+    figure = figures.training_curves(metrics, run.experiment.equilibria)
+    caption = "Losses with their equilibrium values, discriminator accuracy, validation scores."
+    return [Drawing("curves", caption, figure)]
+
+
+def _write_scores(view: _View) -> None:
+    workdir.write_text(view.folder / SCORES, report.scores_json(view.scores) + "\n")
+
+
+def _write_figures(view: _View) -> None:
+    (view.folder / FIGURES).mkdir(exist_ok=True)
+    for drawing in [*view.drawings, *view.curves]:
+        figures.save(drawing.figure, view.folder / FIGURES / f"{drawing.name}.png")
+
+
+def _write_page(view: _View) -> None:
+    config = view.run.config
+    page = Report(
+        title=config.title,
+        summary=_summary(view.run),
+        command=(view.folder / COMMAND).read_text().strip(),
+        config_text=config.to_json(indent=2, sort_keys=True),
+        facts=_facts(view),
+        scores=view.scores,
+        figures=[_shown(drawing) for drawing in view.drawings],
+        curves=[_shown(drawing) for drawing in view.curves],
+    )
+    report.write(page, view.folder / PAGE)
+
+
+def _shown(drawing: Drawing) -> tuple[str, str, Any]:
+    return drawing.name.replace("_", " ").capitalize(), drawing.caption, drawing.figure
+
+
+def _summary(run: Run) -> str:
+    config, splits = run.config, run.splits
+    text = (
+        f"Experiment {config.experiment} of the paper, on {config.data.source.split(':')[0]}: "
+        f"{len(splits.train.image):,} training images, {len(splits.labelled):,} of them with a "
+        f"visible label, {len(splits.valid.image):,} for validation, "
+        f"{len(splits.test.image):,} for the final test."
+    )
+    stand_in = config.data.stand_in_for
+    if stand_in:
+        text += f" These data stand in for {stand_in}: scores do not compare with the paper's."
+    return text
+
+
+def _facts(view: _View) -> list[tuple[str, str]]:
+    rows = read_metrics(view.folder)
+    rates = [row["images_per_second"] for row in rows if "images_per_second" in row]
+    step, per_epoch = int(view.state.step), view.run.experiment.steps_per_epoch
+    device = view.run.mesh.devices.flat[0]
+    facts = [
+        ("Training time", f"{view.seconds:.0f} s"),
+        ("Steps", f"{step:,} ({step / per_epoch:.1f} epochs)"),
+        ("Devices", f"{view.run.mesh.size} x {device.device_kind} ({device.platform})"),
+        ("Config digest", digest(view.run.config)),
+        ("Versions", ", ".join(f"{name} {_version(name)}" for name in ("aae_jax", "jax", "flax"))),
+    ]
+    if rates:
+        facts.insert(1, ("Images per second, median", f"{np.median(rates):,.0f}"))
+    return facts
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "(not installed)"
+
+
+def _overview(run: Run, folder: Path) -> str:
+    shapes = jax.eval_shape(run.experiment.init, jax.random.key(0)).params
+    counts = {
+        name: sum(leaf.size for leaf in jax.tree.leaves(tree)) for name, tree in shapes.items()
+    }
+    workdir.write_text(folder / "parameters.txt", get_parameter_overview(shapes, include_stats=False) + "\n")
+    nets = ", ".join(f"{name} {count:,}" for name, count in counts.items() if count)
+    return f"{run.config.title}\n{_summary(run)}\nparameters: {nets}\nworkdir: {folder}"

@@ -1,0 +1,359 @@
+"""The loop: the only place where step, data, checkpoints, recording and evaluation meet."""
+
+import contextlib
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from ml_collections import ConfigDict
+
+from aae_jax import checkpoints, parallel
+from aae_jax.config import ConfigError, validate
+from aae_jax.data import order, preprocessing, sources, splits
+from aae_jax.experiment import Experiment, build
+from aae_jax.recording import Console, Recorder, recording
+from aae_jax.state import TrainState
+from aae_jax.step import Examples, Rows, chunk
+from aae_jax.validation import validator
+
+PREPROCESSING = "preprocessing.npz"
+
+
+class TrainingError(Exception):
+    """Training cannot go on; the message is one line."""
+
+
+class Run(NamedTuple):
+    """A config with its data and devices.
+
+    Attributes:
+        config: validated.
+        experiment: its functions.
+        splits: training, validation and test data.
+        train_labels: every training label there is, hidden ones too: for evaluation only.
+        preprocessing: constants from the training images.
+        mesh: the devices.
+    """
+
+    config: ConfigDict
+    experiment: Experiment
+    splits: splits.Splits
+    train_labels: np.ndarray
+    preprocessing: preprocessing.Preprocessing
+    mesh: jax.sharding.Mesh
+
+
+class Outcome(NamedTuple):
+    """How training ended.
+
+    Attributes:
+        state: the last one.
+        finished: False when a signal asked to stop.
+        seconds: spent in training, over all resumptions.
+    """
+
+    state: TrainState
+    finished: bool
+    seconds: float
+
+
+def prepare(config: ConfigDict, devices: list[jax.Device] | None = None) -> Run:
+    """Reads the data and builds the experiment; nothing is compiled and nothing written.
+
+    Raises:
+        ConfigError, SpecError, DataError: what is wrong, in one line.
+    """
+    validate(config)
+    mesh = parallel.device_mesh(devices)
+    _check_divisible(config, mesh.size)
+    source = sources.load(config.data.source, config.data.download, config.data.data_dir or None)
+    parts = splits.split(source, config.data.validation, config.data.labels, config.seed)
+    if "classification" in config.phases and not len(parts.labelled):
+        raise ConfigError(f"the phase classification needs labels; {source.name} has none")
+    if config.model.layout == "style_and_given_label" and (parts.train.label < 0).any():
+        raise ConfigError(
+            "model.layout style_and_given_label needs every label: "
+            "data.labels of -1, and data that have them"
+        )
+    if config.decoder.output != "linear" and parts.train.image.dtype != np.uint8:
+        _check_unit_range(config, parts.train.image)
+    experiment = build(
+        config,
+        image_shape=parts.train.image.shape[1:],
+        num_classes=parts.num_classes,
+        num_examples=len(parts.train.image),
+        collective=parallel.collective(mesh),
+    )
+    constants = preprocessing.fit(config.data.preprocessing, parts.train.image)
+    every_label = splits.split(source, config.data.validation, -1, config.seed).train.label
+    return Run(config, experiment, parts, every_label, constants, mesh)
+
+
+def train(run: Run, workdir: Path, say: Callable[[str], None] | None = None) -> Outcome:
+    """Trains from the newest good checkpoint of the folder, or from the start.
+
+    The folder must be locked and claimed (see `aae_jax.workdir`).
+
+    Raises:
+        TrainingError: a loss is not finite.
+        CheckpointError, WorkdirError: something cannot be written or used.
+    """
+    console = Console(run.experiment.num_steps)
+    say = say or console.say
+    manager = checkpoints.open_checkpoints(workdir / "checkpoints", run.config.checkpoint.keep)
+    try:
+        state, seconds = _start(run, manager, say)
+        preprocessing.save(run.preprocessing, workdir / PREPROCESSING)
+        if int(state.step) >= run.experiment.num_steps:
+            return Outcome(state, True, seconds)
+        with _termination() as terminated, recording(workdir, int(state.step), console) as recorder:
+            recorder.describe(_flat(run.config.to_dict()))
+            outcome = _loop(run, state, manager, recorder, terminated, seconds)
+        if not outcome.finished:
+            say(
+                f"stopped by SIGTERM at step {int(outcome.state.step)}; the checkpoint is saved, "
+                "the same command goes on from there"
+            )
+        return outcome
+    finally:
+        checkpoints.close(manager)
+
+
+def initial_state(run: Run) -> TrainState:
+    """The state before the first step, on every device."""
+    key = jax.random.key(run.config.seed)
+    return parallel.born_placed(run.experiment.init, run.mesh)(key)
+
+
+def abstract_state(run: Run) -> TrainState:
+    """Shapes, types and placement of the state, for restoring one."""
+    shapes = jax.eval_shape(run.experiment.init, jax.random.key(run.config.seed))
+    placed = parallel.replicated(run.mesh)
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed), shapes)
+
+
+def restore(run: Run, workdir: Path) -> tuple[TrainState, float]:
+    """The newest good state of a run and its seconds of training; the folder is only read.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    with checkpoints.open_checkpoints(workdir / "checkpoints", read_only=True) as manager:
+        restored = checkpoints.restore(manager, abstract_state(run))
+    if restored is None:
+        raise checkpoints.CheckpointError(f"{workdir} has no checkpoint yet; train it first")
+    return restored.state, float(restored.metadata.get("seconds", 0.0))
+
+
+def _start(
+    run: Run, manager: ocp.CheckpointManager, say: Callable[[str], None]
+) -> tuple[TrainState, float]:
+    """Own checkpoints first, then `init_from`, then the beginning."""
+    restored = checkpoints.restore(manager, abstract_state(run))
+    if restored is not None:
+        say(f"resuming from step {restored.step} of {run.experiment.num_steps}")
+        return restored.state, float(restored.metadata.get("seconds", 0.0))
+    state = initial_state(run)
+    if run.config.init_from:
+        abstract = abstract_state(run)
+        subtrees = {"params": abstract.params, "batch_stats": abstract.batch_stats}
+        other = checkpoints.restore_subtrees(Path(run.config.init_from) / "checkpoints", subtrees)
+        state = state.replace(**other.state)
+        say(f"starting from the weights of {run.config.init_from}, step {other.step}")
+    return state, 0.0
+
+
+def _loop(
+    run: Run,
+    state: TrainState,
+    manager: ocp.CheckpointManager,
+    recorder: Recorder,
+    terminated: Callable[[], bool],
+    seconds_before: float,
+) -> Outcome:
+    config, experiment = run.config, run.experiment
+    num_steps, chunk_steps = experiment.num_steps, config.train.chunk_steps
+    advance = parallel.map_chunk(
+        chunk(
+            experiment.step,
+            lambda image: preprocessing.normalize(run.preprocessing, image),
+            parallel.collective(run.mesh),
+        ),
+        run.mesh,
+        config.train.parallel,
+    )
+    train_data = Examples(run.splits.train.image, run.splits.train.label)
+    examples = jax.device_put(train_data, parallel.replicated(run.mesh))
+    score = validator(experiment, run.splits, run.preprocessing)
+    began = time.monotonic()
+
+    def seconds() -> float:
+        return seconds_before + time.monotonic() - began
+
+    def epoch(step: int) -> float:
+        return step / experiment.steps_per_epoch
+
+    def save(step: int, state: TrainState) -> None:
+        if not _all_finite((state.params, state.opt_states)):
+            raise _not_finite(manager, step, "parameters", "the update")
+        checkpoints.save(manager, step, state, {"seconds": seconds()})
+
+    step = int(state.step)
+    if step == 0:
+        recorder.write({"step": 0, "epoch": 0.0, **score(state)})
+    last_saved = time.monotonic()
+    last_read: float | None = None
+    pending: tuple[int, Any] | None = None
+
+    def read(first: int, metrics: Any) -> dict[str, float]:
+        """The means of a chunk's metrics; waits for the chunk to end."""
+        nonlocal last_read
+        values = {name: np.asarray(value) for name, value in metrics.items()}
+        _check_finite(values, first, manager)
+        row = {name: float(value.mean()) for name, value in values.items()}
+        now = time.monotonic()
+        if last_read is not None:  # the first chunk's time is mostly compilation
+            row["images_per_second"] = chunk_steps * config.train.batch_size / (now - last_read)
+        last_read = now
+        return row
+
+    while step < num_steps:
+        first, step = step, step + chunk_steps
+        state, metrics = advance(state, examples, _rows(run, first, chunk_steps))
+        # The device works on the next chunk while the host reads the last one's metrics.
+        if pending is not None:
+            recorder.write({"step": first, "epoch": epoch(first), **read(*pending)})
+        pending = (first, metrics)
+        every = config.evaluation.every_epochs
+        due = math.floor(epoch(step) / every) > math.floor(epoch(first) / every)
+        stop, last = terminated(), step >= num_steps
+        save_due = time.monotonic() - last_saved > config.checkpoint.every_seconds
+        if due or stop or last or save_due:
+            row = {"step": step, "epoch": epoch(step), **read(*pending)}
+            pending = None
+            if save_due or stop or last:
+                save(step, state)
+                last_saved = time.monotonic()
+            if due or last:
+                row |= score(state)
+            recorder.write(row)
+            last_read = time.monotonic()
+        if stop and not last:
+            return Outcome(state, False, seconds())
+    return Outcome(state, True, seconds())
+
+
+def _rows(run: Run, first: int, num_steps: int) -> Rows:
+    seed, sizes = run.config.seed, run.config.train
+    image = order.rows(
+        seed, len(run.splits.train.image), sizes.batch_size, first, num_steps, "images"
+    )
+    if "classification" not in run.config.phases:
+        return Rows(image, None)
+    labelled = run.splits.labelled
+    chosen = order.rows(
+        seed, len(labelled), sizes.labelled_batch_size, first, num_steps, "labelled"
+    )
+    return Rows(image, labelled[chosen])
+
+
+def _check_divisible(config: ConfigDict, num_devices: int) -> None:
+    fields = ["batch_size"]
+    if "classification" in config.phases:
+        fields.append("labelled_batch_size")
+    for field in fields:
+        if config.train[field] % num_devices:
+            raise ConfigError(
+                f"train.{field} is {config.train[field]}; allowed: multiples of {num_devices}, "
+                "the number of devices"
+            )
+
+
+def _check_unit_range(config: ConfigDict, images: np.ndarray) -> None:
+    low, high = float(images.min()), float(images.max())
+    if low < 0 or high > 1:
+        raise ConfigError(
+            f"decoder.output is {config.decoder.output}, for values in 0..1, but the training data "
+            f"range over {low:g}..{high:g}; allowed: linear, with data.preprocessing standardize"
+        )
+
+
+def _check_finite(
+    values: dict[str, np.ndarray], first: int, manager: ocp.CheckpointManager
+) -> None:
+    bad = [
+        (int(np.flatnonzero(~np.isfinite(value))[0]), name)
+        for name, value in values.items()
+        if not np.isfinite(value).all()
+    ]
+    if bad:
+        offset, name = min(bad)
+        raise _not_finite(manager, first + offset + 1, name, f"the {_phase_of(name)} phase")
+
+
+def _not_finite(manager: ocp.CheckpointManager, step: int, name: str, where: str) -> TrainingError:
+    checkpoints.wait(manager)
+    last_good = manager.latest_step()
+    kept = (
+        f"the last good checkpoint is step {last_good} in {manager.directory}"
+        if last_good is not None
+        else "no checkpoint was written yet"
+    )
+    return TrainingError(
+        f"step {step}: {name} of {where} is not finite; {kept}; "
+        "lower a learning rate, or find the operation with JAX_DEBUG_NANS=True"
+    )
+
+
+def _phase_of(metric: str) -> str:
+    if "/" in metric:
+        return "regularization"
+    known = {"classification": "classification", "labelled_error_percent": "classification"}
+    return known.get(metric, "reconstruction")
+
+
+@jax.jit
+def _finite(tree: Any) -> jax.Array:
+    leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
+    return jnp.all(jnp.stack([jnp.isfinite(x).all() for x in leaves]))
+
+
+def _all_finite(tree: Any) -> bool:
+    return bool(_finite(tree))
+
+
+@contextlib.contextmanager
+def _termination() -> Iterator[Callable[[], bool]]:
+    """Turns SIGTERM into a question that the loop asks between chunks."""
+    received = False
+
+    def note(signum: int, frame: Any) -> None:
+        nonlocal received
+        received = True
+
+    try:
+        before = signal.signal(signal.SIGTERM, note)
+    except ValueError:  # signals belong to the main thread; a library caller may be in another
+        yield lambda: False
+        return
+    try:
+        yield lambda: received
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value if isinstance(value, bool | int | float) else str(value)
+    return flat

@@ -1,0 +1,106 @@
+"""Scores of a state on validation images, often enough to draw curves of."""
+
+from collections.abc import Callable, Iterator
+
+import jax
+import numpy as np
+from jaxtyping import Array, Key
+
+from aae_jax.data import preprocessing as pre
+from aae_jax.data.splits import Splits
+from aae_jax.evaluation.classification import error_percent
+from aae_jax.evaluation.clustering import paper_cluster_error
+from aae_jax.evaluation.latent_space import moment_distance
+from aae_jax.experiment import Experiment
+from aae_jax.model import reconstruct
+from aae_jax.priors import sample_batch
+from aae_jax.state import Params, TrainState, evaluated_params
+
+BLOCK = 1000
+
+
+def encoded(
+    experiment: Experiment, preprocessing: pre.Preprocessing
+) -> Callable[..., dict[str, np.ndarray]]:
+    """A function (state, images, labels, key) -> codes and reconstructions as NumPy arrays.
+
+    Its result has "style" [n, style_dim], "reconstruction" [n, ...] in the data's units, "error"
+    [n] in nats per image, and where the encoder infers a label "label_logits" [n, labels].
+    """
+
+    @jax.jit
+    def block(
+        params: Params, batch_stats: Params, image: Array, label: Array, keys: Key[Array, "batch"]
+    ) -> dict[str, Array]:
+        x = pre.normalize(preprocessing, image)
+        output, code, _ = reconstruct(
+            experiment.model, params, batch_stats, x, label, keys, train=False
+        )
+        result = {
+            "style": code.style,
+            "reconstruction": pre.denormalize(
+                preprocessing, experiment.model.likelihood.mean(output)
+            ),
+            "error": experiment.model.likelihood.loss(output, x),
+        }
+        if code.label_logits is not None:
+            result["label_logits"] = code.label_logits
+        return result
+
+    def run(
+        state: TrainState, images: np.ndarray, labels: np.ndarray, key: Key[Array, ""]
+    ) -> dict[str, np.ndarray]:
+        params = evaluated_params(state)
+        keys = jax.random.split(key, len(images))
+        blocks = [
+            jax.device_get(block(params, state.batch_stats, images[rows], labels[rows], keys[rows]))
+            for rows in _blocks(len(images))
+        ]
+        return {name: np.concatenate([b[name] for b in blocks]) for name in blocks[0]}
+
+    return run
+
+
+def validator(
+    experiment: Experiment, splits: Splits, preprocessing: pre.Preprocessing
+) -> Callable[[TrainState], dict[str, float]]:
+    """A function state -> scores on the validation images; without such images it gives none.
+
+    Scores: "valid/reconstruction" (nats per image), "valid/code_mean_distance" (prior's standard
+    deviations) and "valid/code_covariance_distance" (fraction of the prior's), and
+    "valid/error_percent" of the label head, by the paper's rule (appendix A.3) for clusters.
+    """
+    if not len(splits.valid.image):
+        return lambda state: {}
+    run = encoded(experiment, preprocessing)
+    images, labels = splits.valid
+    code_key, prior_key = jax.random.split(jax.random.key(0))
+    prior_samples = np.asarray(
+        sample_batch(experiment.style_prior, jax.random.split(prior_key, 10_000))
+    )
+
+    def score(state: TrainState) -> dict[str, float]:
+        codes = run(state, images, labels, code_key)
+        scores = {}
+        if "reconstruction" in experiment.phases:
+            moments = moment_distance(codes["style"], prior_samples)
+            scores = {
+                "valid/reconstruction": float(codes["error"].mean()),
+                "valid/code_mean_distance": moments.mean,
+                "valid/code_covariance_distance": moments.covariance,
+            }
+        logits = codes.get("label_logits")
+        if logits is not None and (labels >= 0).any():
+            scores["valid/error_percent"] = (
+                error_percent(logits, labels)
+                if experiment.knows_classes
+                else paper_cluster_error(logits, labels, logits, labels)
+            )
+        return scores
+
+    return score
+
+
+def _blocks(n: int) -> Iterator[slice]:
+    for first in range(0, n, BLOCK):
+        yield slice(first, first + BLOCK)

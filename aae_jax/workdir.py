@@ -1,0 +1,111 @@
+"""A run's folder: one run at a time, one config for ever, files that are whole or absent."""
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from aae_jax.config import base, differences
+
+CONFIG = "config.json"
+
+
+class WorkdirError(Exception):
+    """A folder that this run cannot use; the message is one line, differences aside."""
+
+
+@contextlib.contextmanager
+def locked(workdir: Path) -> Iterator[None]:
+    """Creates the folder if needed and holds it for this process alone.
+
+    Raises:
+        WorkdirError: it cannot be created or written, or another process is using it.
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        lock = open(workdir / ".lock", "w")  # noqa: SIM115 - held for as long as the run
+        lock.write("held by a running process\n")
+        lock.flush()
+    except OSError as error:
+        raise WorkdirError(
+            f"cannot write to workdir {workdir}: {error.strerror}; choose another with --workdir"
+        ) from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise WorkdirError(
+                f"another process is using workdir {workdir}; wait for it or choose another folder"
+            ) from error
+        yield
+
+
+def claim(workdir: Path, config: ConfigDict) -> None:
+    """Writes the config to a new folder; compares it with the one of a folder that has one.
+
+    Raises:
+        WorkdirError: the folder belongs to a run with another config, or holds other files.
+    """
+    path = workdir / CONFIG
+    if path.exists():
+        changed = differences(read_config(workdir).to_dict(), config.to_dict())
+        if changed:
+            raise WorkdirError(
+                f"workdir {workdir} belongs to a run with another config; choose another --workdir,"
+                " or undo:\n  " + "\n  ".join(changed)
+            )
+        return
+    others = [entry.name for entry in workdir.iterdir() if entry.name != ".lock"]
+    if others:
+        raise WorkdirError(
+            f"workdir {workdir} is not empty ({', '.join(sorted(others)[:3])}) and holds no run; "
+            "choose another --workdir"
+        )
+    write_text(path, config.to_json(indent=2, sort_keys=True) + "\n")
+
+
+def read_config(workdir: Path) -> ConfigDict:
+    """The config that a run saved.
+
+    Raises:
+        WorkdirError: there is none, or it cannot be read.
+    """
+    path = workdir / CONFIG
+    try:
+        saved = json.loads(path.read_text())
+        return ConfigDict(_with_tuples(saved, base().to_dict())).lock()
+    except FileNotFoundError as error:
+        raise WorkdirError(f"{workdir} holds no run: {CONFIG} is missing") from error
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise WorkdirError(f"{path} cannot be read: {error}") from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file that is never seen half-written.
+
+    Raises:
+        WorkdirError: it cannot be written; an older file of that name stays.
+    """
+    part = path.with_name(f".{path.name}.part")
+    try:
+        with open(part, "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            part.unlink()
+        raise WorkdirError(f"cannot write {path}: {error.strerror}") from error
+
+
+def _with_tuples(value: Any, example: Any) -> Any:
+    """JSON's lists as tuples again wherever the base config has tuples."""
+    if isinstance(value, dict) and isinstance(example, dict):
+        return {name: _with_tuples(item, example.get(name)) for name, item in value.items()}
+    return tuple(value) if isinstance(value, list) else value

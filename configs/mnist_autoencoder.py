@@ -1,0 +1,18 @@
+"""E18 (section 5): the unregularised autoencoder, whose manifold is fractured.
+
+python -m aae_jax.main --config configs/mnist_autoencoder.py
+"""
+
+from ml_collections import ConfigDict
+
+from aae_jax.config import mnist
+
+
+def get_config() -> ConfigDict:
+    """E1 without its adversary; the prior serves for drawing samples only."""
+    config = mnist()
+    config.experiment = "E18"
+    config.title = "Unregularised autoencoder on MNIST, 2-D code"
+    config.style.divergence = ""
+    config.phases = ("reconstruction",)
+    return config

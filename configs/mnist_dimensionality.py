@@ -1,0 +1,74 @@
+"""E15, E16, E17 (Fig 11): dimensionality reduction, code = W_C^T y + z.
+
+  python -m aae_jax.main --config configs/mnist_dimensionality.py:1000    2-D, 1000 labels
+  python -m aae_jax.main --config configs/mnist_dimensionality.py:100     2-D, 100 labels
+  python -m aae_jax.main --config configs/mnist_dimensionality.py:20      2-D, 20 heads, no labels
+  python -m aae_jax.main --config configs/mnist_dimensionality.py:circle  10-D, 100 labels, W_C = 10I
+
+The least distance of heads, eta, is not in the paper: heads start 2 apart or more for most pairs
+with unit-variance styles, so eta = 2 keeps styles of different heads from overlapping much.
+"""
+
+from typing import NamedTuple
+
+from ml_collections import ConfigDict
+
+from aae_jax.config import ConfigError, mnist
+
+
+class Variant(NamedTuple):
+    """What differs between the panels of Fig 11."""
+
+    experiment: str
+    panel: str
+    style_dim: int
+    heads: int
+    labels: int
+    paper: str
+
+
+VARIANTS = {
+    "1000": Variant("E15", "a", 2, 10, 1000, "4.20"),
+    "100": Variant("E15", "b", 2, 10, 100, "6.08"),
+    "20": Variant("E16", "c", 2, 20, 0, "13.5 to 13.95"),
+    "circle": Variant("E17", "d", 10, 10, 100, "3.90"),
+}
+
+
+def get_config(variant: str = "1000") -> ConfigDict:
+    """The semi-supervised or the clustering experiment with cluster heads."""
+    if variant not in VARIANTS:
+        raise ConfigError(f"variant {variant!r} is unknown; allowed: {', '.join(VARIANTS)}")
+    chosen = VARIANTS[variant]
+    config = mnist()
+    config.experiment = chosen.experiment
+    config.title = (
+        f"Dimensionality reduction of MNIST to {chosen.style_dim}-D (Fig 11 {chosen.panel})"
+    )
+    config.data.labels = chosen.labels
+    config.model.style_dim = chosen.style_dim
+    config.model.labels = chosen.heads
+    config.model.layout = "cluster_heads"
+    config.style.prior = f"gaussian({chosen.style_dim}, std=1.0)"
+    config.label.prior = f"categorical({chosen.heads})"
+    config.label.divergence = "gan()"
+    if chosen.style_dim == 2:
+        config.cluster_heads.init_std = 5.0
+        config.cluster_heads.eta = 2.0
+        config.penalties.heads_apart = 1.0
+    else:
+        config.cluster_heads.fixed = 10.0
+    if chosen.labels:
+        config.encoder.input_noise = 0.3
+        config.phases = ("reconstruction", "regularization", "classification")
+        config.paper = {"classification error": chosen.paper}
+    else:
+        config.encoder.batch_norm = config.encoder.head_batch_norm = True
+        config.encoder.input_dropout = 0.2
+        config.paper = {
+            "clustering error, clusters named by their most certain validation image": chosen.paper
+        }
+    for optimizer in config.optimizers.values():
+        optimizer.schedule = "step(0.1, epochs=(12,))"
+    config.train.epochs = 20.0
+    return config

@@ -1,0 +1,26 @@
+"""E4, E5 (Fig 4): the adversary sees labels; 10,000 labelled and 40,000 unlabelled images.
+
+python -m aae_jax.main --config configs/mnist_label_informed.py:mixture
+python -m aae_jax.main --config configs/mnist_label_informed.py:swiss_roll
+"""
+
+from ml_collections import ConfigDict
+
+from aae_jax.config import ConfigError, mnist
+
+EXPERIMENTS = {
+    "mixture": ("E4", "petals(modes=10)", "Fig 4 a, b"),
+    "swiss_roll": ("E5", "swiss_roll(modes=10)", "Fig 4 c, d"),
+}
+
+
+def get_config(variant: str = "mixture") -> ConfigDict:
+    """E2 or a swiss roll, each digit matched with its own mode."""
+    if variant not in EXPERIMENTS:
+        raise ConfigError(f"variant {variant!r} is unknown; allowed: {', '.join(EXPERIMENTS)}")
+    config = mnist()
+    config.experiment, config.style.prior, figure = EXPERIMENTS[variant]
+    config.title = f"Label-informed adversary on MNIST, {variant.replace('_', ' ')} ({figure})"
+    config.data.labels = 10_000
+    config.style.label_informed = True
+    return config

@@ -1,0 +1,17 @@
+"""E2 (Fig 2 b): unsupervised, the prior a mixture of ten 2-D Gaussians.
+
+python -m aae_jax.main --config configs/mnist_mixture.py
+"""
+
+from ml_collections import ConfigDict
+
+from aae_jax.config import mnist
+
+
+def get_config() -> ConfigDict:
+    """E1 with another prior."""
+    config = mnist()
+    config.experiment = "E2"
+    config.title = "Adversarial autoencoder on MNIST, mixture of ten Gaussians (Fig 2 b)"
+    config.style.prior = "petals(modes=10)"
+    return config

@@ -1,0 +1,20 @@
+"""E9 (Fig 6): supervised; the decoder is given the label and a 15-D Gaussian style.
+
+python -m aae_jax.main --config configs/mnist_supervised.py
+"""
+
+from ml_collections import ConfigDict
+
+from aae_jax.config import mnist
+
+
+def get_config() -> ConfigDict:
+    """Style and content come apart: the style need not say which digit it is."""
+    config = mnist()
+    config.experiment = "E9"
+    config.title = "Supervised adversarial autoencoder on MNIST (Fig 6)"
+    config.model.style_dim = 15
+    config.model.labels = 10
+    config.model.layout = "style_and_given_label"
+    config.style.prior = "gaussian(15, std=1.0)"
+    return config

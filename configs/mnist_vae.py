@@ -1,0 +1,26 @@
+"""E3 (Fig 2 c, d): the variational autoencoder with the priors of E1 and E2, same networks.
+
+python -m aae_jax.main --config configs/mnist_vae.py:gaussian
+python -m aae_jax.main --config configs/mnist_vae.py:mixture
+"""
+
+from ml_collections import ConfigDict
+
+from aae_jax.config import ConfigError, mnist
+
+PRIORS = {"gaussian": "gaussian(2, std=5.0)", "mixture": "petals(modes=10)"}
+
+
+def get_config(variant: str = "gaussian") -> ConfigDict:
+    """The KL term, by Monte Carlo against the prior's density, in the adversary's place."""
+    if variant not in PRIORS:
+        raise ConfigError(f"variant {variant!r} is unknown; allowed: {', '.join(PRIORS)}")
+    config = mnist()
+    config.experiment = "E3"
+    config.title = f"Variational autoencoder on MNIST, {variant} prior (Fig 2 c, d)"
+    config.model.posterior = "gaussian"
+    config.style.prior = PRIORS[variant]
+    config.style.divergence = ""
+    config.phases = ("reconstruction",)
+    config.penalties.kl = 1.0
+    return config
