@@ -4,7 +4,7 @@ A network is a function of parameters, inputs and, where it has dropout, one key
 module draws random numbers of its own. None knows of priors, losses or phases.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -116,7 +116,7 @@ class Encoder(nn.Module):
     """
 
     trunk: nn.Module
-    heads: dict[str, int]
+    heads: Mapping[str, int]
     kernel_init: Initializer = normal(0.01)
     head_batch_norm: bool = False
     axis_name: str | None = None

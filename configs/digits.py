@@ -5,7 +5,7 @@ python -m aae_jax.main --config configs/digits.py
 
 from ml_collections import ConfigDict
 
-from aae_jax.config import base
+from aae_jax.config import base, use_adam
 
 
 def get_config() -> ConfigDict:
@@ -13,4 +13,11 @@ def get_config() -> ConfigDict:
     config = base()
     config.title = "Adversarial autoencoder on scikit-learn's digits, 2-D Gaussian prior"
     config.data.source = "digits"
+    for network in ("encoder", "decoder", "discriminator"):
+        config[network].widths = (256, 256)
+    use_adam(config)
+    config.train.epochs = 400.0
+    config.evaluation.every_epochs = 20.0
+    config.evaluation.sample_quality = True
+    config.evaluation.parzen_samples = 10_000
     return config

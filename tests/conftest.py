@@ -1,6 +1,124 @@
 """Every test may use four (forced CPU) devices; no test may use the network."""
 
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
 import jax
+import optax
+import pytest
+
+from aae_jax.model import LIKELIHOODS, Model, autoencoder, encoder_heads
+from aae_jax.networks import MLP, Decoder, Discriminator, Encoder
+from aae_jax.phases import (
+    Match,
+    Penalty,
+    Phase,
+    classification,
+    critic_features,
+    reconstruction,
+    regularization,
+)
+from aae_jax.state import ALONE, Collective, TrainState, Update, init_state
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 4)
+
+IMAGE_SHAPE = (8, 8, 1)
+STYLE_DIM = 3
+# Rate and momentum of the paper (appendix A.2.1).
+PAPER_RATES = {
+    "autoencoder": (0.01, 0.9),
+    "discriminator": (0.1, 0.1),
+    "generator": (0.1, 0.1),
+    "classifier": (0.1, 0.9),
+}
+
+
+class Small(NamedTuple):
+    """An experiment on 8x8 images with narrow networks, composed by hand, without a config."""
+
+    model: Model
+    updates: dict[str, Update]
+    reconstruction: Phase
+    regularization: Phase
+    classification: Phase
+    init: Callable[[jax.Array], TrainState]
+
+
+@pytest.fixture(scope="session")
+def small_experiment() -> Callable[..., Small]:
+    """Builds small experiments: (matches, **changes) -> Small."""
+    return _small_experiment
+
+
+def _small_experiment(
+    matches: Sequence[Match] = (),
+    *,
+    labels: int = 0,
+    layout: str = "style",
+    posterior: str = "deterministic",
+    batch_norm: bool = False,
+    spectral_norm: bool = False,
+    kernel_init: Any = None,
+    penalties: Mapping[str, Penalty] | None = None,
+    averaged: Sequence[str] = (),
+    rates: Mapping[str, tuple[float, float]] | None = None,
+    collective: Collective = ALONE,
+    **changes: Any,
+) -> Small:
+    init = kernel_init or nn.initializers.he_normal()
+    axis = collective.axis_name
+    inferred = 0 if layout == "style_and_given_label" else labels
+    encoder = Encoder(
+        MLP((16,), "relu", init, batch_norm, axis_name=axis),
+        encoder_heads(posterior, STYLE_DIM, inferred),
+        init,
+        batch_norm,
+        axis,
+    )
+    discriminators = {
+        match.part: (Discriminator((16,), "relu", init, spectral_norm), critic_features(match))
+        for match in matches
+        if match.divergence.critic_loss is not None
+    }
+    likelihood = changes.pop("likelihood", LIKELIHOODS["sigmoid"])
+    model = autoencoder(
+        encoder,
+        Decoder(MLP((16,), "relu", init), IMAGE_SHAPE, init),
+        discriminators,
+        image_shape=IMAGE_SHAPE,
+        style_dim=STYLE_DIM,
+        num_labels=labels,
+        likelihood=likelihood,
+        posterior=posterior,
+        layout=layout,
+        **changes,
+    )
+    autoencoder_subtrees = ("encoder", "decoder")
+    if "cluster_heads" in changes:
+        autoencoder_subtrees += ("cluster_heads",)
+    subtrees = {
+        "autoencoder": autoencoder_subtrees,
+        "discriminator": ("discriminator",),
+        "generator": ("encoder",),
+        "classifier": ("encoder",),
+    }
+    updates = {
+        name: Update(name, subtrees[name], optax.sgd(rate, momentum), collective.average)
+        for name, (rate, momentum) in {**PAPER_RATES, **(rates or {})}.items()
+    }
+
+    def init_small(key: jax.Array) -> TrainState:
+        return init_state(key, *model.init(key), tuple(updates.values()), tuple(averaged))
+
+    return Small(
+        model,
+        updates,
+        reconstruction(model, updates["autoencoder"], penalties or {}),
+        regularization(
+            model, tuple(matches), updates["discriminator"], updates["generator"], collective
+        ),
+        classification(model, updates["classifier"]),
+        init_small,
+    )

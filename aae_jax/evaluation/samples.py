@@ -315,9 +315,9 @@ def train_classifier(
 
     A convolutional network for images [n, h, w, c], a perceptron for rows [n, features]; its
     features are the `num_features` rectified units before the logits, in units of their root mean
-    square over training images, so that distances in them are of order one. Adam with a cosine schedule,
-    each pass over the images in a new order. Deterministic given the key. With the default steps:
-    about 98.8 % on MNIST's test images, 97 % or more on held-out 8x8 digits.
+    square over training images, so that distances in them are of order one. Adam with a cosine
+    schedule, each pass over the images in a new order. Deterministic given the key. With the
+    default steps: 98.9 % on MNIST's test images, 98 % on a random third of the 8x8 digits.
 
     Args:
         images: training images, floats in [0, 1]: [n, h, w, c], or rows [n, features].
@@ -340,7 +340,7 @@ def train_classifier(
     normalisation = _normalisation(images)
     init_key, order_key = jax.random.split(key)
     network = _FeatureNetwork(num_classes, num_features)
-    params = network.init(init_key, images[:1])
+    params = jax.jit(network.init)(init_key, images[:1])
     order = _batches(order_key, len(images), num_steps, min(batch_size, len(images)))
     params = _fit(network, params, normalisation, images, labels, order, learning_rate)
     some_features = _apply(network, params, normalisation, images[:10_000])[0]
