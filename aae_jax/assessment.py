@@ -70,6 +70,12 @@ def assess(readings: Readings, options: Options) -> Iterator[Item]:
         yield from _label_head(readings)
 
 
+def code_panel(readings: Readings, title: str) -> figures.CodePanel:
+    """Codes of the test images for a picture of several runs (Fig 2 a-d); the style must be 2-D."""
+    labels = readings.splits.test.label
+    return figures.CodePanel(title, readings.test["style"], labels, readings.prior_samples)
+
+
 def _label_head(readings: Readings) -> Iterator[Item]:
     logits = readings.test.get("label_logits")
     labels = readings.splits.test.label

@@ -243,11 +243,11 @@ def digest(state: PyTree) -> dict[str, str]:
     Type, shape and bytes enter; typed keys count by their key data. Equal digests mean equal
     states, bit for bit; where and how the leaves are placed does not matter.
     """
-    names, leaves = _leaves_by_path(state)
-    arrays = jax.device_get([_addressable(leaf) for leaf in leaves])
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    arrays = jax.device_get([_addressable(leaf) for _, leaf in leaves])
     return {
-        name: _sha256(_layout_of(leaf).encode(), _bytes_of(array))
-        for name, leaf, array in zip(names, leaves, arrays, strict=True)
+        _name(path): _sha256(_layout_of(leaf).encode(), _bytes_of(array))
+        for (path, leaf), array in zip(leaves, arrays, strict=True)
     }
 
 
@@ -282,12 +282,8 @@ def _not_from_orbax(entry: standard_logging.LogRecord) -> bool:
 # The record: what a good checkpoint must contain.
 
 
-def _leaves_by_path(tree: PyTree) -> tuple[list[str], list[Any]]:
-    paths, leaves = [], []
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        paths.append(jax.tree_util.keystr(path, simple=True, separator="/"))
-        leaves.append(leaf)
-    return paths, leaves
+def _name(path: tuple[Any, ...]) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def _is_bare(node: Any) -> bool:
@@ -300,7 +296,7 @@ def _layout(tree: PyTree) -> dict[str, str]:
     Empty nodes count, and all alike, as for Orbax: None, {}, () and optax's EmptyState.
     """
     return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): _layout_of(node)
+        _name(path): _layout_of(node)
         for path, node in jax.tree_util.tree_leaves_with_path(tree, is_leaf=_is_bare)
     }
 

@@ -166,6 +166,23 @@ def validate(config: ConfigDict) -> None:
         raise ConfigError(problem)
 
 
+def check_field(field: str) -> None:
+    """Checks that a dotted name, such as "train.epochs", is one of the base config.
+
+    Raises:
+        ConfigError: it is not; one line with the nearest name and all that are known.
+    """
+    known: Any = base().to_dict()
+    prefix = ""
+    for name in field.split("."):
+        if prefix == "paper.":
+            return
+        if not isinstance(known, Mapping):
+            raise ConfigError(f"{field} is not a field; {prefix[:-1]} holds a value, not fields")
+        _check_known(name, known, prefix)
+        known, prefix = known[name], f"{prefix}{name}."
+
+
 def digest(config: ConfigDict) -> str:
     """A short fingerprint of the config, for result tables."""
     return hashlib.sha256(config.to_json(sort_keys=True).encode()).hexdigest()[:12]
@@ -191,10 +208,7 @@ def _plain(value: Any) -> Any:
 def _same_fields(config: Mapping[str, Any], known: Mapping[str, Any], prefix: str) -> None:
     for name, value in config.items():
         field = f"{prefix}{name}"
-        if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {prefix}{close[0]}? " if close else ""
-            raise ConfigError(f"{field} is not a field; {hint}known: {', '.join(sorted(known))}")
+        _check_known(name, known, prefix)
         if field == "paper":
             continue
         if isinstance(known[name], Mapping):
@@ -209,6 +223,13 @@ def _same_fields(config: Mapping[str, Any], known: Mapping[str, Any], prefix: st
     for name in known:
         if name not in config:
             raise ConfigError(f"{prefix}{name} is missing; start from aae_jax.config.base()")
+
+
+def _check_known(name: str, known: Mapping[str, Any], prefix: str) -> None:
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {prefix}{close[0]}? " if close else ""
+        raise ConfigError(f"{prefix}{name} is not a field; {hint}known: {', '.join(sorted(known))}")
 
 
 def _same_type(value: Any, example: Any) -> bool:
@@ -227,11 +248,14 @@ def _one_of(*names: str) -> tuple[str, Callable[[Any], bool]]:
     return ", ".join(names), lambda value: value in names
 
 
-def _number(low: float, high: float = math.inf, open_low: bool = False) -> tuple[str, Any]:
+def _number(
+    low: float | int, high: float | int = math.inf, open_low: bool = False
+) -> tuple[str, Callable[[Any], bool]]:
     text = f"more than {low:g}" if open_low else f"{low:g} or more"
     if high < math.inf:
         text = f"{low:g} (excluded) to {high:g}" if open_low else f"{low:g} to {high:g}"
-    return text, lambda v: math.isfinite(v) and (low < v if open_low else low <= v) and v <= high
+    # Comparisons refuse NaN, and take whole numbers too large for a float.
+    return text, lambda v: (low < v if open_low else low <= v) and v <= high and v < math.inf
 
 
 _WIDTHS = ("a tuple of positive numbers", lambda v: all(isinstance(w, int) and w > 0 for w in v))
@@ -264,7 +288,7 @@ _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "penalties.heads_apart": _number(0),
     "phases": (
         f"a choice of {', '.join(PHASES)}, each at most once, in any order",
-        lambda v: 0 < len(v) == len(set(v)) and set(v) <= set(PHASES),
+        lambda v: len(v) > 0 and all(v.count(name) == 1 and name in PHASES for name in v),
     ),
     **{
         f"optimizers.{each}.{field}": rule

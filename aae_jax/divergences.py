@@ -84,7 +84,7 @@ def hinge() -> Divergence:
     )
 
 
-def wasserstein(gradient_penalty: float = 10.0) -> Divergence:
+def wasserstein(gradient_penalty: int | float = 10.0) -> Divergence:
     """Wasserstein distance with gradient penalty (Gulrajani et al., 2017, arXiv:1704.00028).
 
     Args:
@@ -118,7 +118,7 @@ def wasserstein(gradient_penalty: float = 10.0) -> Divergence:
     return Divergence(lambda critic, prior, codes, keys: -critic(codes).mean(), critic_loss)
 
 
-def mmd(scale: float = 1.0, weight: float = 1.0) -> Divergence:
+def mmd(scale: int | float = 1.0, weight: int | float = 1.0) -> Divergence:
     """Squared maximum mean discrepancy, unbiased, with a mixture of inverse multiquadratics.
 
     Needs no discriminator: generative moment matching on codes (Li et al., 2015,

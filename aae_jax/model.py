@@ -199,6 +199,8 @@ def autoencoder(
         keys: Key[Array, "batch"],
         train: bool,
     ) -> tuple[Images, Params]:
+        # The encoder is given the same examples' keys: its dropout must not be the decoder's.
+        keys = all_named(keys, "decoder")
         return apply("decoder", params, batch_stats, joined(params, style, label), keys, train)
 
     def joined(params: Params, style: Array, label: Array | None) -> Array:

@@ -17,7 +17,7 @@ from aae_jax.randomness import all_named
 Initializer = Callable[..., Any]
 
 
-def normal(std: float = 0.01) -> Initializer:
+def normal(std: int | float = 0.01) -> Initializer:
     """Weights from N(0, std^2); the paper's is std = 0.01 (appendix A)."""
     return nn.initializers.normal(std)
 

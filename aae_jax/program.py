@@ -1,11 +1,13 @@
 """What the command line does: train and report, score again, draw again."""
 
 import importlib.metadata
+import json
 import logging
+import math
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +23,7 @@ from clu.parameter_overview import get_parameter_overview
 from ml_collections import ConfigDict
 
 from aae_jax import checkpoints, figures, report, workdir
-from aae_jax.assessment import Drawing, Options, assess
+from aae_jax.assessment import Drawing, Options, assess, code_panel
 from aae_jax.config import ConfigError, digest
 from aae_jax.data import DataError
 from aae_jax.randomness import named
@@ -53,6 +55,11 @@ def train(config: ConfigDict, folder: Path, command: str) -> int:
 def review(folder: Path, mode: str) -> int:
     """Scores ("eval") or draws ("figures") a run again; the exit status."""
     return _explained(lambda: _review(folder, mode))
+
+
+def compare(folders: Sequence[Path], out: Path) -> int:
+    """Sets finished runs side by side: one picture of codes, one table of scores; the status."""
+    return _explained(lambda: _compare(folders, out))
 
 
 def _explained(action: Callable[[], None]) -> int:
@@ -108,6 +115,37 @@ def _review(folder: Path, mode: str) -> None:
         _write_page(view)
 
 
+def _compare(folders: Sequence[Path], out: Path) -> None:
+    panels, columns = [], {}
+    for folder in folders:
+        config = workdir.read_config(folder)
+        columns[folder.name] = _saved_scores(folder)
+        if config.model.style_dim == 2:
+            run = prepare(config)
+            state, _ = restore(run, folder)
+            panels.append(code_panel(_readings(run, state), config.title))
+    table = report.comparison_table(columns)
+    with workdir.locked(out):
+        workdir.write_text(out / "scores.txt", table + "\n")
+        if panels:
+            figures.save(figures.four_panels(panels), out / "codes.png")
+    print(table)
+    print(f"also in {out}" + (", with the codes side by side in codes.png" if panels else ""))
+
+
+def _saved_scores(folder: Path) -> list[Score]:
+    try:
+        records = json.loads((folder / SCORES).read_text())
+        # JSON has no NaN: a score that is not finite is saved as null.
+        return [
+            Score(**{**r, "value": math.nan if r["value"] is None else r["value"]}) for r in records
+        ]
+    except FileNotFoundError as error:
+        raise workdir.WorkdirError(f"{folder} has no {SCORES}; let the run finish") from error
+    except (ValueError, TypeError) as error:
+        raise workdir.WorkdirError(f"{folder / SCORES} cannot be read: {error}") from error
+
+
 class _View(NamedTuple):
     """A run as it is shown."""
 
@@ -122,19 +160,23 @@ class _View(NamedTuple):
 
 def _view(run: Run, state: TrainState, folder: Path, seconds: float) -> _View:
     evaluation = run.config.evaluation
-    readings = Readings(
+    options = Options(evaluation.parzen_samples, evaluation.sample_quality)
+    items = list(assess(_readings(run, state), options))
+    scores = [_beside_paper(item, run.config) for item in items if isinstance(item, Score)]
+    drawings = [item for item in items if isinstance(item, Drawing)]
+    return _View(run, state, folder, seconds, scores, drawings, _curves(run, folder))
+
+
+def _readings(run: Run, state: TrainState) -> Readings:
+    return Readings(
         run.experiment,
         state,
         run.splits,
         run.train_labels,
         run.preprocessing,
         named(jax.random.key(run.config.seed), "assessment"),
-        evaluation.samples,
+        run.config.evaluation.samples,
     )
-    items = list(assess(readings, Options(evaluation.parzen_samples, evaluation.sample_quality)))
-    scores = [_beside_paper(item, run.config) for item in items if isinstance(item, Score)]
-    drawings = [item for item in items if isinstance(item, Drawing)]
-    return _View(run, state, folder, seconds, scores, drawings, _curves(run, folder))
 
 
 def _beside_paper(score: Score, config: ConfigDict) -> Score:
@@ -235,6 +277,8 @@ def _overview(run: Run, folder: Path) -> str:
     counts = {
         name: sum(leaf.size for leaf in jax.tree.leaves(tree)) for name, tree in shapes.items()
     }
-    workdir.write_text(folder / "parameters.txt", get_parameter_overview(shapes, include_stats=False) + "\n")
+    workdir.write_text(
+        folder / "parameters.txt", get_parameter_overview(shapes, include_stats=False) + "\n"
+    )
     nets = ", ".join(f"{name} {count:,}" for name, count in counts.items() if count)
     return f"{run.config.title}\n{_summary(run)}\nparameters: {nets}\nworkdir: {folder}"

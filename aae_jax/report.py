@@ -4,7 +4,7 @@ import base64
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -160,15 +160,32 @@ def score_table(scores: Sequence[Score]) -> str:
         )
         for score in scores
     ]
-    table = [tuple(" ".join(cell.split()) for cell in row) for row in (header, *rows)]
-    widths = [max(len(row[column]) for row in table) for column in range(len(header))]
+    return _aligned([header, *rows], right=lambda column: header[column] == "this run")
+
+
+def comparison_table(runs: Mapping[str, Sequence[Score]]) -> str:
+    """The scores of several runs side by side, as an aligned plain-text table.
+
+    Args:
+        runs: the scores of each run by its name; "-" where a run lacks a score.
+    """
+    names = list(dict.fromkeys(score.name for scores in runs.values() for score in scores))
+    values = [{score.name: _valued(score) for score in scores} for scores in runs.values()]
+    table = [["score", *runs], *([name, *(v.get(name, "-") for v in values)] for name in names)]
+    return _aligned(table, right=lambda column: column > 0)
+
+
+def _aligned(rows: Sequence[Sequence[str]], right: Callable[[int], bool]) -> str:
+    """Rows under a ruled header, columns aligned to the left or the right."""
+    cells = [[" ".join(cell.split()) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = []
-    for row in table:
-        cells = [
-            cell.rjust(width) if name == "this run" else cell.ljust(width)
-            for name, cell, width in zip(header, row, widths, strict=True)
+    for row in cells:
+        padded = [
+            cell.rjust(width) if right(column) else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
         ]
-        lines.append("  ".join(cells).rstrip())
+        lines.append("  ".join(padded).rstrip())
     rule = "  ".join("-" * width for width in widths)
     return "\n".join([lines[0], rule, *lines[1:]])
 

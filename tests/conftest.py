@@ -1,10 +1,12 @@
 """Every test may use four (forced CPU) devices; no test may use the network."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 
@@ -35,6 +37,14 @@ PAPER_RATES = {
 }
 
 
+@pytest.fixture(scope="module")
+def quick_compilation() -> Iterator[None]:
+    """For modules whose tests compile much and compute little: halves their time."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 class Small(NamedTuple):
     """An experiment on 8x8 images with narrow networks, composed by hand, without a config."""
 
@@ -44,6 +54,27 @@ class Small(NamedTuple):
     regularization: Phase
     classification: Phase
     init: Callable[[jax.Array], TrainState]
+    state: Callable[..., TrainState]  # (std, seed): weights from NumPy, as in `random_weights`
+
+
+@pytest.fixture(scope="session")
+def random_weights() -> Callable[..., Any]:
+    """Fills what `init(key)` would return with NumPy's numbers: (init, std) -> variables.
+
+    Biases are random too, and nothing is compiled.
+    """
+    return _random_weights
+
+
+def _random_weights(init: Callable[[jax.Array], Any], std: float = 0.3) -> Any:
+    rng = np.random.default_rng(7)
+
+    def fill(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        values = rng.normal(scale=std, size=leaf.shape)
+        start = {"mean": 0.0, "var": 1.0, "scale": 1 + values}.get(path[-1].key, values)
+        return jnp.asarray(np.broadcast_to(start, leaf.shape), leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(fill, jax.eval_shape(init, jax.random.key(0)))
 
 
 @pytest.fixture(scope="session")
@@ -109,8 +140,8 @@ def _small_experiment(
         for name, (rate, momentum) in {**PAPER_RATES, **(rates or {})}.items()
     }
 
-    def init_small(key: jax.Array) -> TrainState:
-        return init_state(key, *model.init(key), tuple(updates.values()), tuple(averaged))
+    def start(key: jax.Array, weights: tuple[Any, Any]) -> TrainState:
+        return init_state(key, *weights, tuple(updates.values()), tuple(averaged))
 
     return Small(
         model,
@@ -120,5 +151,6 @@ def _small_experiment(
             model, tuple(matches), updates["discriminator"], updates["generator"], collective
         ),
         classification(model, updates["classifier"]),
-        init_small,
+        lambda key: start(key, model.init(key)),
+        lambda std=0.3, seed=0: start(jax.random.key(seed), _random_weights(model.init, std)),
     )

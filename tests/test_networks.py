@@ -1,10 +1,11 @@
 """Networks against NumPy in float64: weights at the start, noise, dropout, the two norms."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import scipy.special
 import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -22,16 +23,34 @@ from aae_jax.networks import (
     one_hot,
 )
 
-few_examples = settings(deadline=None, max_examples=10, derandomize=True)
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+BATCH, FEATURES = 8, 20
 KEY = jax.random.key(0)
-
-
-def keys_of(batch: int, seed: int = 0) -> jax.Array:
-    return jax.random.split(jax.random.key(seed), batch)
+KEYS = jax.random.split(KEY, BATCH)
+OTHER_KEYS = jax.random.split(jax.random.key(1), BATCH)
 
 
 def normals(seed: int, *shape: int) -> jax.Array:
     return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+X = normals(1, BATCH, FEATURES)
+
+
+@pytest.fixture(scope="module")
+def filled(random_weights):
+    """Random variables for a network: (network, *arrays, std, **flags) -> variables."""
+
+    def fill(network, *arrays, std=0.3, **flags):
+        return random_weights(lambda key: network.init(key, *arrays, **flags), std)
+
+    return fill
+
+
+def apply(network, variables, *arrays, mutable=False, **flags):
+    """One compiled call."""
+    return jax.jit(functools.partial(network.apply, mutable=mutable, **flags))(variables, *arrays)
 
 
 def in_numpy(tree):
@@ -42,7 +61,7 @@ def affine(layer, x):
     return x @ layer["kernel"] + layer["bias"]
 
 
-def leaves_by_name(tree) -> dict[str, np.ndarray]:
+def named_leaves(tree) -> dict[str, np.ndarray]:
     return {
         jax.tree_util.keystr(path): np.asarray(leaf)
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
@@ -61,115 +80,115 @@ NUMPY_ACTIVATIONS = {
 # Weights at the start
 
 
-def test_weights_start_from_the_papers_gaussian_and_biases_at_zero():
-    image, code = jnp.zeros((1, 8, 8, 1)), jnp.zeros((1, 50))
-    networks = {
-        "encoder": (Encoder(MLP((300, 200)), {"style": 60, "label": 70}), image, keys_of(1), False),
-        "decoder": (Decoder(MLP((300,)), (8, 8, 1)), code, keys_of(1), False),
-        "discriminator": (Discriminator((300, 200)), code),
-    }
-    for name, (network, *inputs) in networks.items():
-        for leaf, values in leaves_by_name(network.init(KEY, *inputs)["params"]).items():
-            if "bias" in leaf:
-                assert not values.any(), (name, leaf)
-                continue
-            # Five standard errors of a mean and of a standard deviation of n draws.
-            error = 5 * 0.01 / np.sqrt(values.size)
-            assert abs(values.mean()) < error, (name, leaf)
-            assert abs(values.std() - 0.01) < error, (name, leaf)
-            assert scipy.stats.kstest(values.ravel(), "norm", (0, 0.01)).pvalue > 1e-3, (name, leaf)
-
-
-def test_the_weights_standard_deviation_can_be_set():
-    kernel = MLP((400,), kernel_init=normal(0.5)).init(KEY, jnp.zeros((1, 100)), keys_of(1), False)[
-        "params"
-    ]["dense_0"]["kernel"]
-    assert abs(np.std(kernel) - 0.5) < 0.01
+@pytest.mark.parametrize(
+    ("network", "inputs"),
+    [
+        (Encoder(MLP((300,)), {"style": 60, "label": 70}), (jnp.zeros((1, 200)), KEYS[:1], False)),
+        (Decoder(MLP((300,)), (10, 20)), (jnp.zeros((1, 200)), KEYS[:1], False)),
+        (Discriminator((300, 300)), (jnp.zeros((1, 200)),)),
+    ],
+    ids=["encoder", "decoder", "discriminator"],
+)
+def test_weights_start_from_the_papers_gaussian_and_biases_at_zero(network, inputs):
+    for name, values in named_leaves(network.init(KEY, *inputs)["params"]).items():
+        if "bias" in name:
+            assert not values.any(), name
+            continue
+        # Five standard errors of a mean and of a standard deviation of n draws.
+        error = 5 * 0.01 / np.sqrt(values.size)
+        assert abs(values.mean()) < error, name
+        assert abs(values.std() - 0.01) < error, name
+        assert scipy.stats.kstest(values.ravel(), "norm", (0, 0.01)).pvalue > 1e-3, name
 
 
 @pytest.mark.parametrize(
-    ("name", "variance"),
+    ("initializer", "variance"),
     [
-        ("normal", 1e-4),
-        ("he_normal", 2 / 200),
-        ("glorot_uniform", 2 / (200 + 300)),
-        ("lecun_normal", 1 / 200),
-        ("orthogonal", 1 / 300),
+        (INITIALIZERS["normal"](), 1e-4),
+        (INITIALIZERS["normal"](0.5), 0.25),
+        (normal(0.02), 4e-4),
+        (INITIALIZERS["he_normal"](), 2 / 200),
+        (INITIALIZERS["glorot_uniform"](), 2 / (200 + 300)),
+        (INITIALIZERS["lecun_normal"](), 1 / 200),
+        (INITIALIZERS["orthogonal"](), 1 / 300),
     ],
 )
-def test_initializers_by_name_have_their_textbook_variance(name, variance):
-    weights = np.asarray(INITIALIZERS[name]()(KEY, (200, 300)), np.float64)
+def test_initializers_have_their_textbook_variance(initializer, variance):
+    weights = np.asarray(initializer(KEY, (200, 300)), np.float64)
     assert abs((weights**2).mean() / variance - 1) < 0.03
+
+
+def test_a_network_starts_from_the_initializer_it_is_given():
+    init = jax.nn.initializers.constant(0.25)
+    networks = [
+        (Encoder(MLP((4,), kernel_init=init), {"style": 2}, init), (X, KEYS, False)),
+        (Decoder(MLP((4,), kernel_init=init), (2, 2), init), (X, KEYS, False)),
+        (Discriminator((4,), kernel_init=init), (X,)),
+    ]
+    for network, inputs in networks:
+        leaves = named_leaves(network.init(KEY, *inputs)["params"])
+        assert all((leaf == 0.25).all() for name, leaf in leaves.items() if "kernel" in name)
 
 
 # Layers
 
 
-def test_layers_have_the_widths_asked_for():
-    keys = keys_of(5)
-    encoder = Encoder(MLP((32, 16)), {"style": 3, "label": 7})
-    image = jnp.zeros((5, 8, 8, 2))
-    variables = encoder.init(KEY, image, keys, False)
-    shapes = {name: v.shape for name, v in leaves_by_name(variables["params"]).items()}
-    kernels = sorted(shape for name, shape in shapes.items() if "kernel" in name)
-    assert kernels == sorted([(128, 32), (32, 16), (16, 3), (16, 7)])
-    outputs = encoder.apply(variables, image, keys, False)
-    assert {name: o.shape for name, o in outputs.items()} == {"style": (5, 3), "label": (5, 7)}
+def test_layers_have_the_widths_asked_for(filled):
+    def kernels(network, *arrays, **flags):
+        leaves = named_leaves(filled(network, *arrays, **flags)["params"]).items()
+        return sorted(leaf.shape for name, leaf in leaves if "kernel" in name)
 
+    encoder, image = Encoder(MLP((32, 16)), {"style": 3, "label": 7}), jnp.zeros((8, 8, 8, 2))
+    assert kernels(encoder, image, KEYS, train=False) == [(16, 3), (16, 7), (32, 16), (128, 32)]
     decoder = Decoder(MLP((16, 32)), (4, 4, 3))
-    code = jnp.zeros((5, 10))
-    variables = decoder.init(KEY, code, keys, False)
-    assert decoder.apply(variables, code, keys, False).shape == (5, 4, 4, 3)
-
-    discriminator = Discriminator((32, 16))
-    assert discriminator.apply(discriminator.init(KEY, code), code).shape == (5,)
+    assert kernels(decoder, X, KEYS, train=False) == [(16, 32), (20, 16), (32, 48)]
+    assert kernels(Discriminator((32, 16)), X) == [(16, 1), (20, 32), (32, 16)]
 
 
 @pytest.mark.parametrize("activation", sorted(ACTIVATIONS))
-def test_an_mlp_is_its_formula(activation):
+def test_an_mlp_is_its_formula_on_flattened_examples(filled, activation):
     assert ACTIVATIONS.keys() == NUMPY_ACTIVATIONS.keys()
-    x = normals(1, 6, 4, 5)
-    mlp = MLP((16, 8), activation, INITIALIZERS["he_normal"]())
-    variables = mlp.init(KEY, x, keys_of(6), False)
-    act = NUMPY_ACTIVATIONS[activation]
-    layers = in_numpy(variables["params"])
-    hidden = act(affine(layers["dense_0"], in_numpy(x).reshape(6, 20)))
-    expected = act(affine(layers["dense_1"], hidden))
+    image = X.reshape(BATCH, 5, 2, 2)
+    mlp = MLP((16, 8), activation)
+    variables = filled(mlp, image, KEYS, train=False)
+    act, layers = NUMPY_ACTIVATIONS[activation], in_numpy(variables["params"])
+    expected = act(affine(layers["dense_1"], act(affine(layers["dense_0"], in_numpy(X)))))
     np.testing.assert_allclose(
-        mlp.apply(variables, x, keys_of(6), True), expected, rtol=1e-5, atol=1e-6
+        apply(mlp, variables, image, KEYS, train=True), expected, rtol=1e-5, atol=1e-6
     )
 
 
-def test_encoder_decoder_and_discriminator_end_in_linear_layers():
-    he = INITIALIZERS["he_normal"]()
-    x, keys = normals(1, 6, 20), keys_of(6)
-    for network, hidden, outputs, inputs in (
+@pytest.mark.parametrize(
+    ("network", "trunk", "outputs", "arrays", "flags"),
+    [
         (
-            Encoder(MLP((16,), kernel_init=he), {"style": 2, "label": 3}, he),
+            Encoder(MLP((16,)), {"style": 2, "label": 3}),
             ("trunk", "dense_0"),
-            ("style", "label"),
-            (x, keys, True),
+            {"style": (BATCH, 2), "label": (BATCH, 3)},
+            (X, KEYS),
+            {"train": True},
         ),
         (
-            Decoder(MLP((16,), kernel_init=he), (3, 2, 1), he),
+            Decoder(MLP((16,)), (3, 2, 1)),
             ("hidden", "dense_0"),
-            ("output",),
-            (x, keys, True),
+            {"output": (BATCH, 3, 2, 1)},
+            (X, KEYS),
+            {"train": True},
         ),
-        (Discriminator((16,), kernel_init=he), ("dense_0",), ("score",), (x,)),
-    ):
-        variables = network.init(KEY, *inputs)
-        layers = in_numpy(variables["params"])
-        layer = layers
-        for name in hidden:
-            layer = layer[name]
-        features = np.maximum(affine(layer, in_numpy(x)), 0)
-        result = network.apply(variables, *inputs)
-        results = result if isinstance(result, dict) else {outputs[0]: result}
-        for name in outputs:
-            expected = affine(layers[name], features).reshape(results[name].shape)
-            assert (expected < 0).any() and (expected > 0).any()
-            np.testing.assert_allclose(results[name], expected, rtol=1e-5, atol=1e-6)
+        (Discriminator((16,)), ("dense_0",), {"score": (BATCH,)}, (X,), {}),
+    ],
+    ids=["encoder", "decoder", "discriminator"],
+)
+def test_each_network_ends_in_linear_layers(filled, network, trunk, outputs, arrays, flags):
+    variables = filled(network, *arrays, **flags)
+    layers = in_numpy(variables["params"])
+    hidden = np.maximum(affine(functools.reduce(dict.get, trunk, layers), in_numpy(X)), 0)
+    result = apply(network, variables, *arrays, **flags)
+    for name, shape in outputs.items():
+        expected = affine(layers[name], hidden).reshape(shape)
+        assert (expected < 0).any() and (expected > 0).any()  # so that a rectifier would show
+        found = result[name] if isinstance(result, dict) else result
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
 # Noise and dropout
@@ -177,111 +196,90 @@ def test_encoder_decoder_and_discriminator_end_in_linear_layers():
 
 @pytest.mark.parametrize("rate", [0.2, 0.5])
 def test_dropout_zeroes_its_share_and_keeps_the_mean(rate):
-    x = 1.0 + jnp.arange(20.0).reshape(4, 5)
-    dropped = np.asarray(
-        jax.vmap(lambda keys: dropout(x, keys, rate))(jax.random.split(KEY, (2500, 4)))
-    )
+    many = jax.random.split(KEY, (2500, 4))
+    x = 1.0 + jnp.arange(24.0).reshape(4, 6)
+    dropped = np.asarray(jax.jit(jax.vmap(lambda keys: dropout(x, keys, rate)))(many))
     kept = dropped != 0
-    np.testing.assert_allclose(
-        dropped[kept], np.broadcast_to(x / (1 - rate), dropped.shape)[kept], rtol=1e-6
-    )
-    # Every place on its own, within five standard errors.
-    error = 5 * np.sqrt(rate * (1 - rate) / 2500)
-    assert np.abs(kept.mean(axis=0) - (1 - rate)).max() < error
-
-
-def test_dropout_is_independent_between_examples_and_between_values():
-    kept = np.asarray(dropout(jnp.ones((4000, 6)), keys_of(4000), 0.3)) != 0
-    correlation = np.corrcoef(kept.T) - np.eye(6)
-    assert np.abs(correlation).max() < 5 / np.sqrt(4000)
-    assert abs(np.corrcoef(kept[1:, 0], kept[:-1, 0])[0, 1]) < 5 / np.sqrt(4000)
+    scaled = np.broadcast_to(x / (1 - rate), dropped.shape)
+    np.testing.assert_allclose(dropped[kept], scaled[kept], rtol=1e-6)
+    # Every place has the rate, and no two places are dropped together.
+    error = 5 / np.sqrt(2500)
+    assert np.abs(kept.mean(axis=0) - (1 - rate)).max() < error * np.sqrt(rate * (1 - rate))
+    correlation = np.corrcoef(kept.reshape(2500, -1).T)
+    assert np.abs(correlation - np.eye(24)).max() < error
 
 
 def test_gaussian_noise_has_its_standard_deviation():
-    x = normals(1, 3000, 4)
-    noise = np.asarray(gaussian_noise(x, keys_of(3000), 0.3) - x, np.float64)
+    many = jax.random.split(KEY, (2500, 4))
+    x = jnp.asarray(normals(2, 4, 6))
+    noisy = jax.jit(jax.vmap(lambda keys: gaussian_noise(x, keys, 0.3)))(many)
+    noise = np.asarray(noisy - x, np.float64)
     assert scipy.stats.kstest(noise.ravel(), "norm", (0, 0.3)).pvalue > 1e-3
-    assert np.abs(np.corrcoef(noise.T) - np.eye(4)).max() < 5 / np.sqrt(3000)
+    correlation = np.corrcoef(noise.reshape(2500, -1).T)
+    assert np.abs(correlation - np.eye(24)).max() < 5 / np.sqrt(2500)
 
 
 def test_no_dropout_and_no_noise_leave_values_as_they_are():
-    x = normals(1, 3, 4)
-    np.testing.assert_array_equal(dropout(x, keys_of(3), 0.0), x)
-    np.testing.assert_array_equal(gaussian_noise(x, keys_of(3), 0.0), x)
+    np.testing.assert_array_equal(dropout(X, KEYS, 0.0), X)
+    np.testing.assert_array_equal(gaussian_noise(X, KEYS, 0.0), X)
 
 
 @pytest.mark.parametrize("draw", [dropout, gaussian_noise])
 def test_noise_of_an_example_does_not_depend_on_the_split_of_its_batch(draw):
-    x, keys = normals(1, 8, 5), keys_of(8)
-    halves = [draw(x[half], keys[half], 0.4) for half in (slice(0, 4), slice(4, 8))]
-    np.testing.assert_array_equal(np.concatenate(halves), draw(x, keys, 0.4))
+    halves = [draw(X[half], KEYS[half], 0.4) for half in (slice(0, 4), slice(4, 8))]
+    np.testing.assert_array_equal(np.concatenate(halves), draw(X, KEYS, 0.4))
 
 
-def test_hidden_dropout_acts_in_training_only():
+def test_hidden_dropout_acts_in_training_only(filled):
     mlp = MLP((500,), "softplus", dropout=0.4)
-    x = jnp.ones((4, 3))
-    variables = mlp.init(KEY, x, keys_of(4), False)
-    still = np.asarray(mlp.apply(variables, x, keys_of(4), False))
-    np.testing.assert_array_equal(still, mlp.apply(variables, x, keys_of(4, seed=1), False))
+    variables = filled(mlp, X, KEYS, train=False)
+    still = np.asarray(apply(mlp, variables, X, KEYS, train=False))
     assert (still > 0).all()
-    training = np.asarray(mlp.apply(variables, x, keys_of(4), True))
-    assert abs((training == 0).mean() - 0.4) < 5 * np.sqrt(0.24 / 2000)
-    np.testing.assert_allclose(training[training != 0], still[training != 0] / 0.6, rtol=1e-6)
+    np.testing.assert_array_equal(still, apply(mlp, variables, X, OTHER_KEYS, train=False))
+    training = np.asarray(apply(mlp, variables, X, KEYS, train=True))
+    assert abs((training == 0).mean() - 0.4) < 5 * np.sqrt(0.24 / 4000)
+    np.testing.assert_allclose(training[training != 0], still[training != 0] / 0.6, rtol=1e-5)
 
 
-def test_layers_of_one_network_drop_different_units():
-    # Softplus of zero weights is one constant, so that a zero is a dropped unit.
-    mlp = MLP((400, 400), "softplus", jax.nn.initializers.zeros, dropout=0.5)
-    x = jnp.ones((3, 2))
-    _, seen = mlp.apply(
-        mlp.init(KEY, x, keys_of(3), False),
-        x,
-        keys_of(3),
-        True,
-        capture_intermediates=True,
-        mutable=["intermediates"],
-    )
-    second = np.asarray(seen["intermediates"]["__call__"][0]) == 0
-    first = (
-        np.asarray(
-            MLP((400,), "softplus", jax.nn.initializers.zeros, dropout=0.5).apply(
-                {"params": {"dense_0": {"kernel": jnp.zeros((2, 400)), "bias": jnp.zeros(400)}}},
-                x,
-                keys_of(3),
-                True,
-            )
-        )
-        == 0
-    )
-    assert abs((first == second).mean() - 0.5) < 0.1
+def test_two_layers_drop_different_units(filled):
+    # Layers of zero weights give softplus(0) whatever they see, so that a zero is a dropped unit.
+    one, two = (MLP((500,) * depth, "softplus", dropout=0.5) for depth in (1, 2))
+    variables = filled(two, X, KEYS, train=False, std=0.0)
+    first = np.asarray(apply(one, variables, X, KEYS, train=True)) == 0
+    second = np.asarray(apply(two, variables, X, KEYS, train=True)) == 0
+    assert abs((first == second).mean() - 0.5) < 0.05
 
 
 # Batch norm
 
+NORMED_ENCODER = Encoder(
+    MLP((16,), batch_norm=True), {"style": 2, "label": 3}, head_batch_norm=True
+)
+SHIFTED = 3.0 + 2.0 * normals(2, 40, FEATURES)
+SHIFTED_KEYS = jax.random.split(KEY, 40)
 
-def batch_normed(variables, x):
-    """An encoder of one normalised hidden layer and normalised heads, by hand."""
+
+def normed_by_hand(variables, x):
+    """Values before the first norm and the heads' outputs, from the batch's own statistics."""
     layers = in_numpy(variables["params"])
 
-    def norm(x):
-        return (x - x.mean(axis=0)) / np.sqrt(x.var(axis=0) + 1e-5)
+    def norm(layer, x):
+        centred = (x - x.mean(axis=0)) / np.sqrt(x.var(axis=0) + 1e-5)
+        return centred * layer["norm"]["scale"] + layer["norm"]["bias"]
 
-    raw = affine(layers["trunk"]["dense_0"], in_numpy(x))
-    hidden = np.maximum(norm(raw), 0)
-    return raw, {name: norm(affine(layers[name], hidden)) for name in ("style", "label")}
-
-
-def normed_encoder():
-    he = INITIALIZERS["he_normal"]()
-    return Encoder(MLP((16,), kernel_init=he, batch_norm=True), {"style": 2, "label": 3}, he, True)
+    trunk = layers["trunk"]
+    raw = affine(trunk["dense_0"], in_numpy(x))
+    hidden = np.maximum(norm(trunk["norm_0"], raw), 0)
+    heads = ("style", "label")
+    return raw, {h: norm(layers[f"{h}_norm"], affine(layers[h], hidden)) for h in heads}
 
 
-def test_batch_norm_takes_the_batchs_statistics_in_training():
-    x = 3.0 + 2.0 * normals(1, 40, 20)
-    encoder = normed_encoder()
-    variables = encoder.init(KEY, x, keys_of(40), False)
-    outputs, moved = encoder.apply(variables, x, keys_of(40), True, mutable=["batch_stats"])
-    raw, expected = batch_normed(variables, x)
+def test_batch_norm_takes_the_batchs_statistics_in_training(filled):
+    variables = filled(NORMED_ENCODER, SHIFTED, SHIFTED_KEYS, train=False)
+    outputs, moved = apply(
+        NORMED_ENCODER, variables, SHIFTED, SHIFTED_KEYS, train=True, mutable=["batch_stats"]
+    )
+    raw, expected = normed_by_hand(variables, SHIFTED)
     for name in ("style", "label"):
         np.testing.assert_allclose(outputs[name], expected[name], rtol=1e-4, atol=1e-4)
     running = moved["batch_stats"]["trunk"]["norm_0"]["norm"]
@@ -289,90 +287,77 @@ def test_batch_norm_takes_the_batchs_statistics_in_training():
     np.testing.assert_allclose(running["var"], 0.95 + 0.05 * raw.var(axis=0), rtol=1e-4)
 
 
-def test_batch_norm_takes_running_statistics_out_of_training():
-    x = 3.0 + 2.0 * normals(1, 40, 20)
-    encoder = normed_encoder()
-    variables = encoder.init(KEY, x, keys_of(40), False)
-    for _ in range(300):  # 0.95 ** 300 = 2e-7: the running statistics reach the batch's
-        _, moved = APPLY_TRAINING(encoder, variables, x, keys_of(40))
-        variables = {**variables, **moved}
-    _, expected = batch_normed(variables, x)
-    outputs = encoder.apply(variables, x, keys_of(40), False)
+def test_batch_norm_takes_running_statistics_out_of_training(filled):
+    variables = filled(NORMED_ENCODER, SHIFTED, SHIFTED_KEYS, train=False)
+    move = jax.jit(
+        lambda v: NORMED_ENCODER.apply(v, SHIFTED, SHIFTED_KEYS, True, mutable=["batch_stats"])[1]
+    )
+    for _ in range(300):  # 0.95 ** 300 = 2e-7: the running statistics become the batch's
+        variables = {**variables, **move(variables)}
+    _, expected = normed_by_hand(variables, SHIFTED)
+    # The company that an example keeps no longer matters.
+    outputs = apply(NORMED_ENCODER, variables, SHIFTED[:8], KEYS, train=False)
     for name in ("style", "label"):
-        np.testing.assert_allclose(outputs[name], expected[name], rtol=1e-3, atol=1e-3)
-    # And the company that an example keeps no longer matters.
-    alone = encoder.apply(variables, x[:1], keys_of(1), False)
-    np.testing.assert_allclose(alone["style"], outputs["style"][:1], rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(outputs[name], expected[name][:8], rtol=1e-3, atol=1e-3)
 
 
-APPLY_TRAINING = jax.jit(
-    lambda encoder, variables, x, keys: encoder.apply(
-        variables, x, keys, True, mutable=["batch_stats"]
-    ),
-    static_argnums=0,
-)
-
-
-def test_without_batch_norm_there_are_no_statistics():
-    mlp = MLP((8,))
-    assert "batch_stats" not in mlp.init(KEY, jnp.zeros((1, 3)), keys_of(1), False)
+def test_without_batch_norm_there_are_no_statistics(filled):
+    assert "batch_stats" not in filled(MLP((8,)), X, KEYS, train=False)
 
 
 @pytest.mark.parametrize("spectral_norm", [False, True])
-def test_a_discriminator_scores_each_code_by_itself(spectral_norm):
-    # Batch norm in a discriminator on codes makes it useless.
-    discriminator = Discriminator(
-        (16, 16), kernel_init=INITIALIZERS["he_normal"](), spectral_norm=spectral_norm
-    )
-    codes = normals(1, 12, 3)
-    variables = discriminator.init(KEY, codes, True)
-    scores = discriminator.apply(variables, codes)
-    alone = discriminator.apply(variables, codes[:1])
-    np.testing.assert_allclose(scores[:1], alone, rtol=1e-5, atol=1e-6)
-    company = discriminator.apply(variables, jnp.concatenate([codes[:6], 100.0 * codes[6:]]))
-    np.testing.assert_allclose(scores[:6], company[:6], rtol=1e-5, atol=1e-6)
-    names = {name.split("'")[-2] for name in leaves_by_name(variables["params"])}
+def test_a_discriminator_scores_each_code_by_itself(filled, spectral_norm):
+    # Batch norm would mix the codes of a batch: in a discriminator it makes the scores useless.
+    discriminator = Discriminator((16, 16), spectral_norm=spectral_norm)
+    variables = filled(discriminator, X)
+    names = {name.split("'")[-2] for name in named_leaves(variables["params"])}
     assert names == {"kernel", "bias"}
+    score = jax.jit(functools.partial(discriminator.apply, variables))
+    other_company = jnp.concatenate([X[:4], 100.0 + X[4:]])
+    np.testing.assert_allclose(score(X)[:4], score(other_company)[:4], rtol=1e-5, atol=1e-6)
 
 
 # Spectral norm
 
 
-def test_spectral_norm_divides_each_matrix_by_its_largest_singular_value():
-    # A small start: the norm has to enlarge these weights, and no constant factor would do.
-    discriminator = Discriminator((32, 24), "leaky_relu", normal(0.01), spectral_norm=True)
-    x = normals(1, 50, 5)
-    variables = discriminator.init(KEY, x, True)
-    refresh = jax.jit(lambda v: discriminator.apply(v, x, True, mutable=["batch_stats"])[1])
+@pytest.mark.parametrize("std", [0.01, 2.0])
+def test_spectral_norm_divides_each_matrix_by_its_largest_singular_value(filled, std):
+    # Small weights are to grow and large ones to shrink: no constant factor would do both.
+    discriminator = Discriminator((32, 24), "leaky_relu", spectral_norm=True)
+    variables = filled(discriminator, X, std=std)
+    refresh = jax.jit(lambda v: discriminator.apply(v, X, True, mutable=["batch_stats"])[1])
     for _ in range(200):
         variables = {**variables, **refresh(variables)}
 
     def normed(layer):
-        kernel = layer["kernel"] / np.linalg.svd(layer["kernel"], compute_uv=False)[0]
-        return {**layer, "kernel": kernel}
+        largest = np.linalg.svd(layer["kernel"], compute_uv=False)[0]
+        return {"kernel": layer["kernel"] / largest, "bias": layer["bias"]}
 
-    layers = {name: normed(layer) for name, layer in in_numpy(variables["params"]).items()}
-    hidden = in_numpy(x)
+    params = variables["params"]
+    layers = {name: normed(layer) for name, layer in in_numpy(params).items()}
+    hidden = in_numpy(X)
     for name in ("dense_0", "dense_1"):
         hidden = NUMPY_ACTIVATIONS["leaky_relu"](affine(layers[name], hidden))
     expected = affine(layers["score"], hidden)[:, 0]
-    np.testing.assert_allclose(discriminator.apply(variables, x), expected, rtol=1e-3, atol=1e-4)
+    scores = apply(discriminator, variables, X)
+    np.testing.assert_allclose(scores, expected, rtol=1e-3, atol=1e-3 * np.abs(expected).max())
 
 
-def test_scoring_does_not_move_the_power_iteration():
-    discriminator = Discriminator((8,), spectral_norm=True)
-    x = normals(1, 5, 3)
-    variables = discriminator.init(KEY, x, True)
-    _, moved = discriminator.apply(variables, x, mutable=["batch_stats"])
-    for name, leaf in leaves_by_name(variables["batch_stats"]).items():
-        np.testing.assert_array_equal(leaf, leaves_by_name(moved["batch_stats"])[name])
+def test_scoring_does_not_move_the_power_iteration(filled):
+    discriminator = Discriminator((16,), spectral_norm=True)
+    variables = filled(discriminator, X)
+    _, moved = apply(discriminator, variables, X, mutable=["batch_stats"])
+    before, after = (named_leaves(tree["batch_stats"]) for tree in (variables, moved))
+    assert before.keys() == after.keys() and before
+    for name in before:
+        np.testing.assert_array_equal(before[name], after[name])
 
 
 # One-hot
 
 
-@few_examples
-@given(labels=st.lists(st.integers(-1, 6), min_size=1, max_size=8))
+@settings(deadline=None, max_examples=10, derandomize=True)
+@given(labels=st.lists(st.integers(-1, 6), min_size=8, max_size=8))
 def test_one_hot_rows_and_a_row_of_zeros_for_what_is_no_class(labels):
     expected = np.array([[float(label == k) for k in range(5)] for label in labels])
     np.testing.assert_array_equal(one_hot(jnp.array(labels), 5), expected)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
-from jaxtyping import Array, Bool, Float, Float32, Int, Int32, Integer, Key, PyTree
+from jaxtyping import Array, Bool, Float, Float32, Int32, Integer, Key, PyTree, Shaped
 
 from aae_jax.evaluation.pairwise import centred, map_rows
 
@@ -113,19 +113,27 @@ def kernel_distance(
     if min(smaller, block_size) < 2:
         raise ValueError("an unbiased MMD needs two rows of each")
     num_blocks = max(1, smaller // block_size)
-    key_a, key_b = jax.random.split(key)
-    blocks_a = _shuffled_blocks(features_a, key_a, smaller, num_blocks)
-    blocks_b = _shuffled_blocks(features_b, key_b, smaller, num_blocks)
+    rng = _generator(key)
+    blocks_a = _shuffled_blocks(features_a, rng, smaller, num_blocks)
+    blocks_b = _shuffled_blocks(features_b, rng, smaller, num_blocks)
     estimates = np.array([_polynomial_mmd(*pair) for pair in zip(blocks_a, blocks_b, strict=True)])
     spread = estimates.std(ddof=1) if num_blocks > 1 else np.nan
     return KernelDistance(float(estimates.mean()), float(spread / np.sqrt(num_blocks)))
 
 
+def _generator(key: Key[Array, ""]) -> np.random.Generator:
+    """NumPy's generator seeded by a key: a shuffle on the host needs no compilation."""
+    return np.random.default_rng(np.asarray(jax.random.key_data(key)))
+
+
 def _shuffled_blocks(
-    features: Float[Array | np.ndarray, "n f"], key: Key[Array, ""], num_rows: int, num_blocks: int
+    features: Float[Array | np.ndarray, "n f"],
+    rng: np.random.Generator,
+    num_rows: int,
+    num_blocks: int,
 ) -> list[Float[np.ndarray, "_ f"]]:
     """Blocks of almost equal size that share out `num_rows` of the rows, drawn at random."""
-    rows = np.asarray(jax.random.permutation(key, len(features)))[:num_rows]
+    rows = rng.permutation(len(features))[:num_rows]
     return np.array_split(np.asarray(features, np.float64)[rows], num_blocks)
 
 
@@ -340,7 +348,7 @@ def train_classifier(
     normalisation = _normalisation(images)
     init_key, order_key = jax.random.split(key)
     network = _FeatureNetwork(num_classes, num_features)
-    params = jax.jit(network.init)(init_key, images[:1])
+    params = _initial_params(network, init_key, images[:1])
     order = _batches(order_key, len(images), num_steps, min(batch_size, len(images)))
     params = _fit(network, params, normalisation, images, labels, order, learning_rate)
     some_features = _apply(network, params, normalisation, images[:10_000])[0]
@@ -352,7 +360,7 @@ def train_classifier(
 
 
 def _labelled(
-    images: Float[Array | np.ndarray, "n ..."],
+    images: Shaped[Array | np.ndarray, "n ..."],
     labels: Integer[Array | np.ndarray, " n"],
     num_classes: int,
 ) -> tuple[Float32[Array, "known ..."], Int32[Array, " known"]]:
@@ -372,18 +380,24 @@ def _labelled(
 
 def _normalisation(images: Float32[Array, "n ..."]) -> _Normalisation:
     over = tuple(range(images.ndim - 1))
-    spread = images.std(over)
-    return _Normalisation(images.mean(over), jnp.where(spread > 0, spread, 1))
+    # A column that hardly ever varies, like a border pixel, must not be blown up where it does.
+    return _Normalisation(images.mean(over), jnp.maximum(images.std(over), 0.05))
 
 
 def _batches(
     key: Key[Array, ""], num_images: int, num_steps: int, batch_size: int
-) -> Int[Array, "steps batch"]:
+) -> Integer[np.ndarray, "steps batch"]:
     """The rows of each step: shuffled passes over the images, end to end."""
-    drawn = num_steps * batch_size
-    keys = jax.random.split(key, -(-drawn // num_images))
-    passes = jax.vmap(lambda key: jax.random.permutation(key, num_images))(keys)
-    return passes.reshape(-1)[:drawn].reshape(num_steps, batch_size)
+    rng, drawn = _generator(key), num_steps * batch_size
+    passes = [rng.permutation(num_images) for _ in range(-(-drawn // num_images))]
+    return np.concatenate(passes)[:drawn].reshape(num_steps, batch_size)
+
+
+@partial(jax.jit, static_argnames="network")
+def _initial_params(
+    network: _FeatureNetwork, key: Key[Array, ""], image: Float32[Array, "1 ..."]
+) -> PyTree:
+    return network.init(key, image)
 
 
 @partial(jax.jit, static_argnames="network")
@@ -393,7 +407,7 @@ def _fit(
     normalisation: _Normalisation,
     images: Float32[Array, "n ..."],
     labels: Int32[Array, " n"],
-    order: Int[Array, "steps batch"],
+    order: Integer[Array, "steps batch"],
     learning_rate: float | Array,
 ) -> PyTree:
     """The parameters after one Adam step per row of `order`."""
