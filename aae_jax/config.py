@@ -122,8 +122,8 @@ def base() -> ConfigDict:
 def use_adam(
     config: ConfigDict,
     autoencoder: float = 1e-3,
-    discriminator: float = 2e-3,
-    generator: float = 1e-3,
+    discriminator: float = 4e-4,
+    generator: float = 2e-4,
 ) -> None:
     """Adam with rates that fall to zero, and initial weights to match, in the given config.
 
@@ -145,7 +145,7 @@ def mnist() -> ConfigDict:
     config = base()
     config.data.source = "tfds:mnist"
     config.data.validation = 10_000  # train[50000:]
-    config.train.epochs = 50.0
+    config.train.epochs = 20.0
     config.evaluation.samples = 5000
     config.evaluation.sample_quality = True
     return config

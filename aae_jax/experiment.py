@@ -28,7 +28,7 @@ from aae_jax.randomness import named
 from aae_jax.state import ALONE, Collective, TrainState, Update, init_state
 from aae_jax.step import Step, train_step
 
-Schedule = Callable[[Array], Array]
+Schedule = Callable[[Array], Array | float]
 Built = TypeVar("Built")
 
 
@@ -320,7 +320,7 @@ def _optimizer(
     factor: Any = spec.build(fields.schedule, schedules, f"optimizers.{name}.schedule")
     rate, momentum = fields.learning_rate, fields.momentum
 
-    def learning_rate(step: Array) -> Array:
+    def learning_rate(step: Array) -> Array | float:
         return rate * factor(step)
 
     match fields.name:
@@ -341,13 +341,17 @@ def _schedules(steps_per_epoch: float, num_steps: int) -> dict[str, Callable[...
     def constant() -> Schedule:
         return optax.constant_schedule(1.0)
 
-    def step(factor: float = 0.1, epochs: float | tuple = (50, 1000)) -> Schedule:
+    def step(
+        factor: float | int = 0.1, epochs: float | int | tuple[float | int, ...] = (50, 1000)
+    ) -> Schedule:
         times = epochs if isinstance(epochs, tuple) else (epochs,)
         return optax.piecewise_constant_schedule(
             1.0, {round(epoch * steps_per_epoch): factor for epoch in times}
         )
 
-    def cosine(end: float = 0.0, warmup: float = 0.0) -> Schedule:
+    def cosine(end: float | int = 0.0, warmup: float | int = 0.0) -> Schedule:
+        if end < 0 or warmup < 0:
+            raise ValueError(f"end is {end} and warmup {warmup}; both must be 0 or more")
         if not warmup:
             return optax.cosine_decay_schedule(1.0, num_steps, end)
         return optax.warmup_cosine_decay_schedule(

@@ -162,7 +162,9 @@ def regularization(
             for match, prior, code in zip(matches, prior_codes, codes, strict=True):
                 if match.divergence.critic_loss is not None:
                     critic = critic_of(match, params, state.batch_stats)
-                    loss, scores = match.divergence.critic_loss(critic, prior, code, keys)
+                    loss, scores = match.divergence.critic_loss(
+                        critic, prior, code, _divergence_keys(match, keys)
+                    )
                     losses.append(loss)
                     metrics |= _critic_metrics(match, loss, *scores)
             return jnp.stack(losses).sum(), metrics
@@ -173,7 +175,9 @@ def regularization(
                 if match.divergence.whole_batch:
                     prior, code = collective.gather(prior), collective.gather(code)
                 critic = critic_of(match, state.params, state.batch_stats)
-                loss = match.divergence.matching_loss(critic, prior, code, keys)
+                loss = match.divergence.matching_loss(
+                    critic, prior, code, _divergence_keys(match, keys)
+                )
                 losses[f"{match.part}/generator"] = loss
             weights = jnp.array([match.weight for match in matches])
             return weights @ jnp.stack(list(losses.values())), losses
@@ -238,6 +242,10 @@ def _seen(
     match: Match, codes: Float[Array, "batch dim"], keys: Key[Array, "batch"], origin: str
 ) -> Float[Array, "batch dim"]:
     return gaussian_noise(codes, all_named(keys, f"{match.part}_{origin}_noise"), match.noise)
+
+
+def _divergence_keys(match: Match, keys: Key[Array, "batch"]) -> Key[Array, "batch"]:
+    return all_named(keys, f"{match.part}_divergence")
 
 
 def _informed(match: Match, critic: Critic, label: Int[Array, "batch"]) -> Critic:

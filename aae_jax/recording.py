@@ -13,7 +13,7 @@ from typing import Any, TextIO
 
 from aae_jax.workdir import WorkdirError, write_text
 
-Row = dict[str, float]
+Row = dict[str, float | int]
 METRICS = "metrics.csv"
 
 
@@ -22,7 +22,9 @@ class Recorder:
 
     def __init__(self, workdir: Path, resume_step: int, console: "Console"):
         """Continues the folder's records; rows after `resume_step` are about to come again."""
-        rows = [row for row in read_metrics(workdir) if row["step"] <= resume_step]
+        # A run without a checkpoint starts again, and step 0 comes again as well.
+        kept = resume_step if resume_step else -1
+        rows = [row for row in read_metrics(workdir) if row["step"] <= kept]
         self._table = _Table(workdir / METRICS, rows)
         self._console = console
         # TensorFlow takes seconds to import: a thread of its own does that while the first chunk
@@ -93,7 +95,8 @@ class _Table:
         self._names = ["step", "epoch", *names]
         text = io.StringIO()
         self._writer(text).writeheader()
-        self._writer(text).writerows(self._rows)
+        # A step that was read back is a float; beside the others it is a whole number again.
+        self._writer(text).writerows({**row, "step": int(row["step"])} for row in self._rows)
         write_text(self._path, text.getvalue())
 
     def _writer(self, file: Any) -> csv.DictWriter:

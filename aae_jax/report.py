@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from aae_jax.files import write_whole
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -103,8 +105,6 @@ _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 def write(report: Report, path: str | os.PathLike[str]) -> None:
     """Render the report and write it to `path`; on any failure an older file stays as it was."""
-    from aae_jax.figures.files import write_whole
-
     write_whole(path, render(report).encode("utf-8"))
 
 

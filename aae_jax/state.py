@@ -17,7 +17,7 @@ class TrainState(flax.struct.PyTreeNode):
     """Everything that a run's next step depends on; exactly what is checkpointed.
 
     Attributes:
-        step: steps taken.
+        step: [], steps taken.
         params: by network: encoder, decoder, discriminator {part}, cluster_heads.
         batch_stats: running statistics by network.
         opt_states: by optimizer: autoencoder, discriminator, generator, classifier.
@@ -25,12 +25,14 @@ class TrainState(flax.struct.PyTreeNode):
         key: the run's base key, constant; noise is keyed by (key, step, example).
     """
 
-    step: Int[Array, ""]
+    # Arrays, Int[Array, ""] and Key[Array, ""], in a state; but a tree of the state's shapes, as
+    # jax.eval_shape returns, or of shardings holds something else in their places.
+    step: Any
     params: Params
     batch_stats: Params
     opt_states: dict[str, optax.OptState]
     averaged_params: Params | None
-    key: Key[Array, ""]
+    key: Any
 
 
 class Collective(NamedTuple):

@@ -166,6 +166,10 @@ def _start(
         subtrees = {"params": abstract.params, "batch_stats": abstract.batch_stats}
         other = checkpoints.restore_subtrees(Path(run.config.init_from) / "checkpoints", subtrees)
         state = state.replace(**other.state)
+        if state.averaged_params is not None:
+            # Copies, as in init_state; the average of one step is the weights themselves.
+            weights = {name: state.params[name] for name in state.averaged_params}
+            state = state.replace(averaged_params=jax.tree.map(jnp.copy, weights))
         say(f"starting from the weights of {run.config.init_from}, step {other.step}")
     return state, 0.0
 
@@ -200,10 +204,9 @@ def _loop(
     def epoch(step: int) -> float:
         return step / experiment.steps_per_epoch
 
-    def save(step: int, state: TrainState) -> None:
+    def check(step: int, state: TrainState) -> None:
         if not _all_finite((state.params, state.opt_states)):
             raise _not_finite(manager, step, "parameters", "the update")
-        checkpoints.save(manager, step, state, {"seconds": seconds()})
 
     step = int(state.step)
     if step == 0:
@@ -238,12 +241,14 @@ def _loop(
         if due or stop or last or save_due:
             row = {"step": step, "epoch": epoch(step), **read(*pending)}
             pending = None
-            if save_due or stop or last:
-                save(step, state)
-                last_saved = time.monotonic()
+            check(step, state)
             if due or last:
                 row |= score(state)
+            # Before the checkpoint: a run that resumes from it does not come by this step again.
             recorder.write(row)
+            if save_due or stop or last:
+                checkpoints.save(manager, step, state, {"seconds": seconds()})
+                last_saved = time.monotonic()
             last_read = time.monotonic()
         if stop and not last:
             return Outcome(state, False, seconds())

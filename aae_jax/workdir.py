@@ -3,7 +3,6 @@
 import contextlib
 import fcntl
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from aae_jax.config import base, differences
+from aae_jax.files import write_whole
 
 CONFIG = "config.json"
 
@@ -60,7 +60,9 @@ def claim(workdir: Path, config: ConfigDict) -> None:
                 " or undo:\n  " + "\n  ".join(changed)
             )
         return
-    others = [entry.name for entry in workdir.iterdir() if entry.name != ".lock"]
+    # A process killed while it wrote the config leaves a draft of it.
+    own = (".lock", f".{CONFIG}.")
+    others = [entry.name for entry in workdir.iterdir() if not entry.name.startswith(own)]
     if others:
         raise WorkdirError(
             f"workdir {workdir} is not empty ({', '.join(sorted(others)[:3])}) and holds no run; "
@@ -91,16 +93,9 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         WorkdirError: it cannot be written; an older file of that name stays.
     """
-    part = path.with_name(f".{path.name}.part")
     try:
-        with open(part, "w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
+        write_whole(path, text.encode())
     except OSError as error:
-        with contextlib.suppress(OSError):
-            part.unlink()
         raise WorkdirError(f"cannot write {path}: {error.strerror}") from error
 
 

@@ -9,7 +9,7 @@ in for it, such as FER-2013; scores on them do not compare with the paper's 2252
 
 from ml_collections import ConfigDict
 
-from aae_jax.config import base
+from aae_jax.config import base, use_adam
 
 
 def get_config() -> ConfigDict:
@@ -24,8 +24,7 @@ def get_config() -> ConfigDict:
     config.model.style_dim = 15
     config.style.prior = "gaussian(15, std=10.0)"
     config.decoder.output = "linear"
-    # The linear output's errors are larger than a sigmoid's: 2304 standardised pixels.
-    config.optimizers.autoencoder.learning_rate = 1e-4
+    use_adam(config)
     config.train.epochs = 50.0
     config.evaluation.samples = 3500
     config.evaluation.parzen_samples = 10_000

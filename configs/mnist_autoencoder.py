@@ -5,12 +5,13 @@ python -m aae_jax.main --config configs/mnist_autoencoder.py
 
 from ml_collections import ConfigDict
 
-from aae_jax.config import mnist
+from aae_jax.config import mnist, use_adam
 
 
 def get_config() -> ConfigDict:
     """E1 without its adversary; the prior serves for drawing samples only."""
     config = mnist()
+    use_adam(config)
     config.experiment = "E18"
     config.title = "Unregularised autoencoder on MNIST, 2-D code"
     config.style.divergence = ""

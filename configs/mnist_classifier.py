@@ -29,6 +29,5 @@ def get_config(labels: str = "100") -> ConfigDict:
     config.encoder.init = "he_normal()"
     config.optimizers.classifier.learning_rate = 0.05
     config.optimizers.classifier.schedule = "cosine()"
-    config.train.epochs = 20.0
     config.paper = {"classification error": PAPER[labels]}
     return config

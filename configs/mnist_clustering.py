@@ -29,7 +29,6 @@ def get_config(clusters: str = "16") -> ConfigDict:
     config.style.prior = "gaussian(5, std=1.0)"
     config.label.prior = f"categorical({clusters})"
     config.label.divergence = "gan()"
-    config.train.epochs = 20.0
     if clusters in PAPER:
         config.paper = {
             "clustering error, clusters named by their most certain validation image": PAPER[

@@ -70,5 +70,4 @@ def get_config(variant: str = "1000") -> ConfigDict:
         }
     for optimizer in config.optimizers.values():
         optimizer.schedule = "step(0.1, epochs=(12,))"
-    config.train.epochs = 20.0
     return config

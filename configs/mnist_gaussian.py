@@ -5,12 +5,13 @@ python -m aae_jax.main --config configs/mnist_gaussian.py
 
 from ml_collections import ConfigDict
 
-from aae_jax.config import mnist
+from aae_jax.config import mnist, use_adam
 
 
 def get_config() -> ConfigDict:
     """Encoder, decoder and discriminator of two layers of 1000 units."""
     config = mnist()
+    use_adam(config)
     config.experiment = "E1"
     config.title = "Adversarial autoencoder on MNIST, 2-D Gaussian prior (Fig 2 a, e)"
     config.style.prior = "gaussian(2, std=5.0)"

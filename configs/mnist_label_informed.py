@@ -6,7 +6,7 @@ python -m aae_jax.main --config configs/mnist_label_informed.py:swiss_roll
 
 from ml_collections import ConfigDict
 
-from aae_jax.config import ConfigError, mnist
+from aae_jax.config import ConfigError, mnist, use_adam
 
 EXPERIMENTS = {
     "mixture": ("E4", "petals(modes=10)", "Fig 4 a, b"),
@@ -19,6 +19,7 @@ def get_config(variant: str = "mixture") -> ConfigDict:
     if variant not in EXPERIMENTS:
         raise ConfigError(f"variant {variant!r} is unknown; allowed: {', '.join(EXPERIMENTS)}")
     config = mnist()
+    use_adam(config)
     config.experiment, config.style.prior, figure = EXPERIMENTS[variant]
     config.title = f"Label-informed adversary on MNIST, {variant.replace('_', ' ')} ({figure})"
     config.data.labels = 10_000

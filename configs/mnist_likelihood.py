@@ -2,17 +2,18 @@
 
   python -m aae_jax.main --config configs/mnist_likelihood.py
 
-Appendix A.1 gives the networks and the prior, not the optimizer; SGD is the one of A.2.1.
+Appendix A.1 gives the networks and the prior, not the optimizer.
 """
 
 from ml_collections import ConfigDict
 
-from aae_jax.config import mnist
+from aae_jax.config import mnist, use_adam
 
 
 def get_config() -> ConfigDict:
     """An 8-D Gaussian code of standard deviation 5."""
     config = mnist()
+    use_adam(config)
     config.experiment = "E6"
     config.title = "Adversarial autoencoder on MNIST, 8-D Gaussian prior (Table 1)"
     config.model.style_dim = 8

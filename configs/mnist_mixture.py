@@ -5,12 +5,13 @@ python -m aae_jax.main --config configs/mnist_mixture.py
 
 from ml_collections import ConfigDict
 
-from aae_jax.config import mnist
+from aae_jax.config import mnist, use_adam
 
 
 def get_config() -> ConfigDict:
     """E1 with another prior."""
     config = mnist()
+    use_adam(config)
     config.experiment = "E2"
     config.title = "Adversarial autoencoder on MNIST, mixture of ten Gaussians (Fig 2 b)"
     config.style.prior = "petals(modes=10)"

@@ -33,6 +33,5 @@ def get_config(labels: str = "100") -> ConfigDict:
     config.phases = ("reconstruction", "regularization", "classification")
     for optimizer in config.optimizers.values():
         optimizer.schedule = "step(0.1, epochs=(12,))"
-    config.train.epochs = 20.0
     config.paper = {"classification error": PAPER[labels]}
     return config

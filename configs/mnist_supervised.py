@@ -5,12 +5,13 @@ python -m aae_jax.main --config configs/mnist_supervised.py
 
 from ml_collections import ConfigDict
 
-from aae_jax.config import mnist
+from aae_jax.config import mnist, use_adam
 
 
 def get_config() -> ConfigDict:
     """Style and content come apart: the style need not say which digit it is."""
     config = mnist()
+    use_adam(config)
     config.experiment = "E9"
     config.title = "Supervised adversarial autoencoder on MNIST (Fig 6)"
     config.model.style_dim = 15

@@ -6,7 +6,7 @@ python -m aae_jax.main --config configs/mnist_vae.py:mixture
 
 from ml_collections import ConfigDict
 
-from aae_jax.config import ConfigError, mnist
+from aae_jax.config import ConfigError, mnist, use_adam
 
 PRIORS = {"gaussian": "gaussian(2, std=5.0)", "mixture": "petals(modes=10)"}
 
@@ -16,6 +16,7 @@ def get_config(variant: str = "gaussian") -> ConfigDict:
     if variant not in PRIORS:
         raise ConfigError(f"variant {variant!r} is unknown; allowed: {', '.join(PRIORS)}")
     config = mnist()
+    use_adam(config)
     config.experiment = "E3"
     config.title = f"Variational autoencoder on MNIST, {variant} prior (Fig 2 c, d)"
     config.model.posterior = "gaussian"

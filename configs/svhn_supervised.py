@@ -7,7 +7,7 @@
 
 from ml_collections import ConfigDict
 
-from aae_jax.config import base
+from aae_jax.config import base, use_adam
 
 
 def get_config() -> ConfigDict:
@@ -26,9 +26,7 @@ def get_config() -> ConfigDict:
     config.encoder.batch_norm = config.decoder.batch_norm = True
     config.encoder.input_dropout = 0.2
     config.decoder.output = "linear"
-    config.optimizers.autoencoder.learning_rate = 1e-4
-    config.optimizers.discriminator.learning_rate = 0.01
-    config.optimizers.generator.learning_rate = 0.01
+    use_adam(config)
     config.train.epochs = 50.0
     config.evaluation.sample_quality = True
     return config

@@ -239,7 +239,7 @@ def test_a_failure_midway_leaves_the_old_report(tmp_path, monkeypatch):
     def full(*_):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("aae_jax.figures.files.os.fsync", full)
+    monkeypatch.setattr("aae_jax.files.os.fsync", full)
     with pytest.raises(OSError, match="no space"):
         write(report(title="Another"), path)
     assert path.read_bytes() == old

@@ -9,7 +9,7 @@ from aae_jax.figures.code_space import (
     heads_scatter,
 )
 from aae_jax.figures.curves import parzen_curve, training_curves
-from aae_jax.figures.files import save, to_png, write_whole
+from aae_jax.figures.files import save, to_png
 from aae_jax.figures.images import (
     cluster_heads,
     image_grid,
@@ -36,5 +36,4 @@ __all__ = [
     "save",
     "to_png",
     "training_curves",
-    "write_whole",
 ]

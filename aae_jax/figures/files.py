@@ -2,10 +2,11 @@
 
 import io
 import os
-import secrets
 from pathlib import Path
 
 from matplotlib.figure import Figure
+
+from aae_jax.files import write_whole
 
 
 def to_png(figure: Figure, dpi: int = 110) -> bytes:
@@ -16,29 +17,10 @@ def to_png(figure: Figure, dpi: int = 110) -> bytes:
 def save(figure: Figure, path: str | os.PathLike[str], dpi: int = 110) -> None:
     """Write the figure to `path`: PDF or SVG if the name ends so, otherwise PNG.
 
-    Missing folders are made. See `write_whole` for what happens on a failure.
+    Missing folders are made. See `aae_jax.files.write_whole` for what happens on a failure.
     """
     suffix = Path(path).suffix.lower().lstrip(".")
     write_whole(path, _rendered(figure, suffix if suffix in ("pdf", "svg") else "png", dpi))
-
-
-def write_whole(path: str | os.PathLike[str], content: bytes) -> None:
-    """Write a file atomically: on any failure an older file at `path` stays as it was.
-
-    The content goes to a file beside `path` and is renamed over it once it is on disk.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        with draft.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(draft, path)
-    except BaseException:
-        draft.unlink(missing_ok=True)
-        raise
 
 
 def _rendered(figure: Figure, image_format: str, dpi: int) -> bytes:

@@ -7,7 +7,8 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from aae_jax.figures import code_scatter, files, save, to_png, write_whole
+from aae_jax import files
+from aae_jax.figures import code_scatter, save, to_png
 
 
 def figure():
@@ -68,7 +69,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch,
 
     monkeypatch.setattr(files.os, call, full)
     with pytest.raises(OSError, match="no space"):
-        write_whole(path, b"new")
+        files.write_whole(path, b"new")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
 
@@ -76,7 +77,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch,
 def test_a_file_is_replaced_whole(tmp_path):
     path = tmp_path / "page.html"
     path.write_bytes(b"a much longer old text")
-    write_whole(str(path), b"new")
+    files.write_whole(str(path), b"new")
     assert path.read_bytes() == b"new"
     assert list(tmp_path.iterdir()) == [path]
 
