@@ -122,10 +122,13 @@ def read_metrics(workdir: Path) -> list[Row]:
         text = path.read_text()
         # A killed process may leave a last line cut short.
         whole = text[: text.rfind("\n") + 1]
-        return [
+        rows: list[Row] = [
             {name: float(value) for name, value in row.items() if value}
             for row in csv.DictReader(io.StringIO(whole))
         ]
+        if not all("step" in row for row in rows):
+            raise ValueError("a row has no step")
+        return rows
     except (OSError, ValueError, TypeError) as error:
         raise WorkdirError(f"{path} cannot be read: {error}; remove it to go on") from error
 
@@ -139,7 +142,7 @@ class Console:
         self._stream = stream or sys.stdout
         self._every = 0.2 if self._stream.isatty() else every_seconds
         self._last = -math.inf
-        self._start: tuple[float, float] | None = None
+        self._start: tuple[float, float | int] | None = None
         self._shown: Row = {}
         self._width = 0
 
@@ -172,7 +175,7 @@ class Console:
         parts.append(self._time_left(row["step"], now))
         return "  ".join(part for part in parts if part)
 
-    def _time_left(self, step: float, now: float) -> str:
+    def _time_left(self, step: float | int, now: float) -> str:
         assert self._start is not None
         began, first = self._start
         if step <= first:

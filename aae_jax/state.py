@@ -31,7 +31,7 @@ class TrainState(flax.struct.PyTreeNode):
     params: Params
     batch_stats: Params
     opt_states: dict[str, optax.OptState]
-    averaged_params: Params | None
+    averaged_params: Any
     key: Any
 
 

@@ -80,6 +80,8 @@ def read_config(workdir: Path) -> ConfigDict:
     path = workdir / CONFIG
     try:
         saved = json.loads(path.read_text())
+        if not isinstance(saved, dict):
+            raise ValueError("it holds no fields")
         return ConfigDict(_with_tuples(saved, base().to_dict())).lock()
     except FileNotFoundError as error:
         raise WorkdirError(f"{workdir} holds no run: {CONFIG} is missing") from error

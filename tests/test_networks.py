@@ -107,6 +107,7 @@ def test_weights_start_from_the_papers_gaussian_and_biases_at_zero(network, inpu
         (INITIALIZERS["normal"](), 1e-4),
         (INITIALIZERS["normal"](0.5), 0.25),
         (normal(0.02), 4e-4),
+        (normal(1), 1.0),
         (INITIALIZERS["he_normal"](), 2 / 200),
         (INITIALIZERS["glorot_uniform"](), 2 / (200 + 300)),
         (INITIALIZERS["lecun_normal"](), 1 / 200),

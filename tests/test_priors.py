@@ -44,7 +44,7 @@ MODAL = {
     "gaussian": PLANE["gaussian"],
     "gaussian_mixture": PLANE["gaussian_mixture"],
     "petals": PLANE["petals"],
-    "swiss_roll": priors.swiss_roll(turns=3.0, scale=0.5, noise=0.4),
+    "swiss_roll": priors.swiss_roll(scale=0.5, noise=1.0),
     "categorical": priors.categorical(4),
     "empirical": priors.empirical(POINTS),
     "mixture": priors.mixture([priors.gaussian(2), priors.swiss_roll(), priors.laplace(2)]),
@@ -75,7 +75,7 @@ def split(seed, count):
 @pytest.fixture(autouse=True, scope="module")
 def quick_compilation():
     """These tests compile far more than they compute."""
-    before = jax.config.jax_disable_most_optimizations
+    before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", before)
@@ -195,7 +195,11 @@ def test_grid_is_centred_and_row_major(rng):
 
 @pytest.mark.parametrize(
     ("prior", "turns", "scale", "noise"),
-    [(ROLL, 2.0, 2.0, 0.0), (MODAL["swiss_roll"], 3.0, 0.5, 0.4)],
+    [
+        (ROLL, 2.0, 2.0, 0.0),
+        (priors.swiss_roll(turns=3.0), 3.0, 1.0, 0.0),
+        (MODAL["swiss_roll"], 2.0, 0.5, 1.0),
+    ],
 )
 def test_swiss_roll_samples(rng, prior, turns, scale, noise):
     root = np.sqrt(rng.uniform(size=4000))
