@@ -3,7 +3,7 @@
   python -m aae_jax.main --config configs/mnist_dimensionality.py:1000    2-D, 1000 labels
   python -m aae_jax.main --config configs/mnist_dimensionality.py:100     2-D, 100 labels
   python -m aae_jax.main --config configs/mnist_dimensionality.py:20      2-D, 20 heads, no labels
-  python -m aae_jax.main --config configs/mnist_dimensionality.py:circle  10-D, 100 labels, W_C fixed
+  python -m aae_jax.main --config configs/mnist_dimensionality.py:circle  10-D, 100 labels
 
 The least distance of heads, eta, is not in the paper: heads start 2 apart or more for most pairs
 with unit-variance styles, so eta = 2 keeps styles of different heads from overlapping much.
