@@ -172,12 +172,11 @@ def regularization(
         def matching_losses(codes: tuple[Array, ...]) -> tuple[Float[Array, ""], Metrics]:
             losses = {}
             for match, prior, code in zip(matches, prior_codes, codes, strict=True):
+                seen = prior, code, _divergence_keys(match, keys)
                 if match.divergence.whole_batch:
-                    prior, code = collective.gather(prior), collective.gather(code)
+                    seen = tuple(map(collective.gather, seen))
                 critic = critic_of(match, state.params, state.batch_stats)
-                loss = match.divergence.matching_loss(
-                    critic, prior, code, _divergence_keys(match, keys)
-                )
+                loss = match.divergence.matching_loss(critic, *seen)
                 losses[f"{match.part}/generator"] = loss
             weights = jnp.array([match.weight for match in matches])
             return weights @ jnp.stack(list(losses.values())), losses
