@@ -172,7 +172,7 @@ def regularization(
         def matching_losses(codes: tuple[Array, ...]) -> tuple[Float[Array, ""], Metrics]:
             losses = {}
             for match, prior, code in zip(matches, prior_codes, codes, strict=True):
-                seen = prior, code, _divergence_keys(match, keys)
+                seen: tuple[Array, ...] = (prior, code, _divergence_keys(match, keys))
                 if match.divergence.whole_batch:
                     seen = tuple(map(collective.gather, seen))
                 critic = critic_of(match, state.params, state.batch_stats)
