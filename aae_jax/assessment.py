@@ -79,37 +79,55 @@ def code_panel(readings: Readings, title: str) -> figures.CodePanel:
 def _label_head(readings: Readings) -> Iterator[Item]:
     logits = readings.test.get("label_logits")
     labels = readings.splits.test.label
-    if logits is None or not (labels >= 0).any():
+    if logits is None or not _known(labels):
         return
     if readings.experiment.knows_classes:
         error = classification.error_percent(logits, labels)
         yield Score("classification error", error, "%", "lower", None)
         return
-    valid_logits, valid_labels = readings.valid["label_logits"], readings.splits.valid.label
-    scores = clustering.clustering_scores(valid_logits, valid_labels, logits, labels)
+    assigned = clustering.cluster_assignments(logits)
+    if _known(readings.splits.valid.label):
+        yield from _named_clusters(readings, logits)
+    accuracy = clustering.hungarian_accuracy(assigned, labels)
+    yield Score("clustering accuracy (Hungarian)", accuracy, "fraction", "higher", None)
     yield Score(
-        "clustering error, clusters named by their most certain validation image",
-        scores.paper_error_percent,
-        "%",
-        "lower",
-        None,
+        "normalised mutual information", clustering.nmi(assigned, labels), "", "higher", None
     )
-    yield Score(
-        "clustering error, majority vote", scores.majority_error_percent, "%", "lower", None
-    )
-    yield Score(
-        "clustering accuracy (Hungarian)", scores.hungarian_accuracy, "fraction", "higher", None
-    )
-    yield Score("normalised mutual information", scores.nmi, "", "higher", None)
-    yield Score("adjusted Rand index", scores.ari, "", "higher", None)
-    yield Score("clusters in use", scores.clusters_in_use, "", "", None)
+    yield Score("adjusted Rand index", clustering.ari(assigned, labels), "", "higher", None)
+    in_use = clustering.clusters_in_use(assigned, logits.shape[1])
+    yield Score("clusters in use", in_use, "", "", None)
     if readings.has_images and readings.decoder_takes_label:
-        yield _clusters(readings, logits, valid_logits)
+        yield _clusters(readings, logits)
 
 
-def _clusters(readings: Readings, logits: np.ndarray, valid_logits: np.ndarray) -> Drawing:
+def _known(labels: np.ndarray) -> bool:
+    return bool((labels >= 0).any())
+
+
+def _named_clusters(readings: Readings, logits: np.ndarray) -> Iterator[Score]:
+    """Errors of clusters that labelled validation images give their names."""
+    valid_logits, valid_labels = readings.valid["label_logits"], readings.splits.valid.label
+    labels = readings.splits.test.label
+    error = clustering.paper_cluster_error(valid_logits, valid_labels, logits, labels)
+    name = "clustering error, clusters named by their most certain validation image"
+    yield Score(name, error, "%", "lower", None)
+    error = clustering.majority_vote_error(
+        clustering.cluster_assignments(valid_logits),
+        valid_labels,
+        clustering.cluster_assignments(logits),
+        labels,
+        logits.shape[1],
+    )
+    yield Score("clustering error, majority vote", error, "%", "lower", None)
+
+
+def _clusters(readings: Readings, logits: np.ndarray) -> Drawing:
     num_clusters, shown = logits.shape[1], 10
-    names = clustering.name_by_most_confident(valid_logits, readings.splits.valid.label)
+    names = None
+    if _known(readings.splits.valid.label):
+        names = clustering.name_by_most_confident(
+            readings.valid["label_logits"], readings.splits.valid.label
+        )
     assigned = clustering.cluster_assignments(logits)
     images = readings.shown(readings.splits.test.image)
     members = np.zeros((num_clusters, shown, *images.shape[1:]), np.float32)
@@ -160,7 +178,8 @@ def _codes(readings: Readings) -> Iterator[Item]:
         "The prior, and the codes of test images that should fill it.",
         figures.prior_and_codes(readings.prior_samples[: len(style)], style),
     )
-    if any(match.label_informed for match in readings.experiment.matches):
+    informed = any(match.label_informed for match in readings.experiment.matches)
+    if informed and _known(labels):
         yield _mode_accuracy(readings)
     if readings.experiment.model.layout == "cluster_heads":
         yield from _heads(readings)
@@ -299,11 +318,9 @@ def _judged(readings: Readings) -> Iterator[Item]:
         return np.asarray(judge.logits(images)).argmax(axis=1)
 
     test_images = readings.shown(splits.test.image)
-    test_known = splits.test.label >= 0
-    judge_error = classification.error_percent(
-        classify(test_images[test_known]), splits.test.label[test_known]
-    )
-    yield Score("the judging classifier's own error", judge_error, "%", "", None)
+    if _known(splits.test.label):
+        judge_error = classification.error_percent(classify(test_images), splits.test.label)
+        yield Score("the judging classifier's own error", judge_error, "%", "", None)
     generated = readings.generated
     distances = samples.sample_distances(
         np.asarray(judge.features(test_images)),
@@ -322,7 +339,8 @@ def _judged(readings: Readings) -> Iterator[Item]:
             classify(readings.shown(generated.image)), generated.label
         )
         yield Score("decoded images recognised as asked", recognised, "fraction", "higher", None)
-        yield from _style_probe(readings)
+        if _known(splits.test.label):
+            yield from _style_probe(readings)
     if readings.experiment.model.layout == "style":
         yield from _fracture(readings, classify)
 
@@ -348,6 +366,8 @@ def _fracture(readings: Readings, classify: Callable[[np.ndarray], np.ndarray]) 
         _flat(readings.shown(test.image[:_MANIFOLD_IMAGES])), style
     )
     yield Score("neighbours that stay neighbours", kept, "fraction", "higher", None)
+    if not _known(test.label):
+        return
     paths = manifold.path_consistency(
         readings.test["style"],
         test.label,

@@ -82,6 +82,11 @@ def prepare(config: ConfigDict, devices: list[jax.Device] | None = None) -> Run:
             "model.layout style_and_given_label needs every label: "
             "data.labels of -1, and data that have them"
         )
+    if config.evaluation.parzen_samples and not len(parts.valid.image):
+        raise ConfigError(
+            f"evaluation.parzen_samples is {config.evaluation.parzen_samples}, but no validation "
+            "image is left to choose sigma on; allowed: 0, or data.validation of 1 or more"
+        )
     if config.decoder.output != "linear" and parts.train.image.dtype != np.uint8:
         _check_unit_range(config, parts.train.image)
     experiment = build(

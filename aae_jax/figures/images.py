@@ -120,7 +120,7 @@ def samples_with_nearest(
         ValueError: on no images, or on unequal shapes.
     """
     _check_pairs(samples, nearest, "samples", "nearest")
-    captions = None if distances is None else [_caption(distance) for distance in distances]
+    captions = None if distances is None else [_caption(float(each)) for each in distances]
     note = "framed: nearest training image"
     if captions:
         note += "; number: distance"

@@ -1,0 +1,276 @@
+"""Every experiment that configs/ offers, without its data and without compiling anything."""
+
+import importlib.util
+import inspect
+import re
+import shlex
+from functools import cache, reduce
+from operator import getitem
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from aae_jax import assessment
+from aae_jax.config import ConfigError, base, validate
+from aae_jax.experiment import build
+from aae_jax.phases import Batch
+
+FOLDER = Path(__file__).parents[1] / "configs"
+FILES = sorted(path.stem for path in FOLDER.glob("*.py"))
+# Its variants, as a person finds them in the docstring; the first is the default.
+VARIANTS = {
+    "digits": [None],
+    "faces_likelihood": [None],
+    "mnist_autoencoder": [None],
+    "mnist_classifier": ["100", "1000", "all"],
+    "mnist_clustering": ["16", "30"],
+    "mnist_dimensionality": ["1000", "100", "20", "circle"],
+    "mnist_gaussian": [None],
+    "mnist_label_informed": ["mixture", "swiss_roll"],
+    "mnist_likelihood": [None],
+    "mnist_mixture": [None],
+    "mnist_semisupervised": ["100", "1000", "all"],
+    "mnist_supervised": [None],
+    "mnist_vae": ["gaussian", "mixture"],
+    "svhn_semisupervised": [None],
+    "svhn_supervised": [None],
+}
+EVERY = [(name, variant) for name, variants in VARIANTS.items() for variant in variants]
+NAMES = [f"{name}:{variant}" if variant else name for name, variant in EVERY]
+# Image shape and number of training images.
+DATA = {
+    "digits": ((8, 8, 1), 1200),
+    "faces": ((48, 48, 1), 28_000),
+    "mnist": ((28, 28, 1), 50_000),
+    "svhn": ((32, 32, 3), 72_257),
+}
+
+
+@cache
+def module(name):
+    spec = importlib.util.spec_from_file_location(f"configs_{name}", FOLDER / f"{name}.py")
+    loaded = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(loaded)
+    return loaded
+
+
+def config_of(name, variant):
+    return module(name).get_config(*([] if variant is None else [variant]))
+
+
+@cache
+def built(name, variant):
+    config = config_of(name, variant)
+    validate(config)
+    shape, size = DATA[name.split("_")[0]]
+    classes = 0 if name.startswith("faces") else 10
+    return build(config, image_shape=shape, num_classes=classes, num_examples=size)
+
+
+@cache
+def abstract_state(name, variant):
+    return jax.eval_shape(built(name, variant).init, jax.random.key(0))
+
+
+def size_of(tree):
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def dense(inputs, outputs):
+    return (inputs + 1) * outputs
+
+
+def test_every_file_is_tested():
+    assert sorted(VARIANTS) == FILES
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_the_docstring_has_the_experiment_and_a_command_for_each_variant(name):
+    text = inspect.getdoc(module(name)) or ""
+    experiments = set(re.findall(r"\bE\d+\b", text.splitlines()[0]))
+    assert experiments, "the first line names the row of the paper"
+    commands = [
+        shlex.split(line.replace("\\\n", " "))
+        for line in re.findall(r"python -m aae_jax\.main (?:.*\\\n)*.*", text)
+    ]
+    configs = [command[command.index("--config") + 1] for command in commands]
+    wanted = [f"configs/{name}.py" + (f":{each}" if each else "") for each in VARIANTS[name]]
+    assert sorted(set(configs)) == sorted(wanted)
+    assert {config_of(name, each).experiment for each in VARIANTS[name]} <= experiments
+    assert inspect.getdoc(module(name).get_config)
+
+
+@pytest.mark.parametrize(("name", "variant"), EVERY, ids=NAMES)
+def test_a_config_is_valid_and_locked_and_speaks_of_its_experiment(name, variant):
+    config = config_of(name, variant)
+    validate(config)
+    assert config.is_locked
+    assert config.title and config.title != base().title
+    assert config == config_of(name, variant) and config is not config_of(name, variant)
+    # A published figure is printed beside a score by the score's name: it must be one.
+    for score, printed in config.paper.items():
+        assert f'"{score}"' in inspect.getsource(assessment)
+        assert re.search(r"\d", printed)
+
+
+@pytest.mark.parametrize(("name", "variant"), EVERY, ids=NAMES)
+def test_a_config_builds_and_initialises(name, variant):
+    experiment, config = built(name, variant), config_of(name, variant)
+    params = abstract_state(name, variant).params
+    shape, size = DATA[name.split("_")[0]]
+    assert experiment.phases == config.phases
+    passes = experiment.num_steps * config.train.batch_size / size
+    assert config.train.epochs <= passes < config.train.epochs + 1
+    pixels, widths = int(np.prod(shape)), config.encoder.widths
+    outputs = config.model.style_dim * (1 + (config.model.posterior == "gaussian"))
+    if config.model.layout != "style_and_given_label":
+        outputs += config.model.labels
+    normalised = 2 * (sum(widths) * config.encoder.batch_norm)
+    normalised += 2 * outputs * config.encoder.head_batch_norm
+    assert size_of(params["encoder"]) == normalised + sum(
+        dense(a, b) for a, b in zip((pixels, *widths), (*widths, outputs), strict=True)
+    )
+    assert set(params["discriminator"]) == {
+        part for part in ("style", "label") if config[part].divergence
+    }
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_step_of_a_config_keeps_the_state_and_gives_every_metric(name):
+    variant = VARIANTS[name][0]
+    experiment, config = built(name, variant), config_of(name, variant)
+    state = abstract_state(name, variant)
+    shape, _ = DATA[name.split("_")[0]]
+
+    def batch(size):
+        keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), size))
+        image = jax.ShapeDtypeStruct((size, *shape), jnp.float32)
+        return Batch(image, jax.ShapeDtypeStruct((size,), jnp.int32), keys)
+
+    whole = batch(4)
+    if "classification" in config.phases:
+        whole = whole._replace(labelled=batch(3))
+    after, metrics = jax.eval_shape(experiment.step, state, whole)
+    assert jax.tree.structure(after) == jax.tree.structure(state)
+    assert [x.shape for x in jax.tree.leaves(after)] == [x.shape for x in jax.tree.leaves(state)]
+    assert ("reconstruction" in metrics) == ("reconstruction" in config.phases)
+    assert ("classification" in metrics) == ("classification" in config.phases)
+    assert ("kl" in metrics) == (config.penalties.kl > 0)
+    assert ("heads_apart" in metrics) == (config.penalties.heads_apart > 0)
+    for part in ("style", "label"):
+        assert (f"{part}/generator" in metrics) == bool(config[part].divergence)
+    assert set(experiment.equilibria) <= set(metrics)
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if VARIANTS[name] != [None]])
+def test_without_a_variant_the_first_is_meant_and_an_unknown_one_is_named(name):
+    assert module(name).get_config() == config_of(name, VARIANTS[name][0])
+    for unknown in ("nonsense", "", "-3", "1.5"):
+        with pytest.raises(ConfigError, match="allowed: ") as caught:
+            module(name).get_config(unknown)
+        line = str(caught.value)
+        assert line.startswith(f"variant {unknown!r} is ") and "\n" not in line
+        if name != "mnist_clustering":
+            assert line.endswith(f"allowed: {', '.join(VARIANTS[name])}")
+
+
+def test_any_number_of_clusters_from_two_on_is_a_variant():
+    config = config_of("mnist_clustering", "7")
+    validate(config)
+    assert (config.model.labels, config.label.prior) == (7, "categorical(7)")
+    assert not config.paper
+    with pytest.raises(ConfigError, match="2 or more"):
+        config_of("mnist_clustering", "1")
+
+
+# What the paper prescribes (its sections 2 to 7 and appendix A): rows of experiment, configs, and
+# fields with their values.
+PAPER = [
+    ("E1", "mnist_gaussian", None, {"style.prior": "gaussian(2, std=5.0)", "model.style_dim": 2}),
+    ("E2", "mnist_mixture", None, {"style.prior": "petals(modes=10)"}),
+    ("E3", "mnist_vae", "gaussian", {"penalties.kl": 1.0, "model.posterior": "gaussian"}),
+    ("E3", "mnist_vae", "mixture", {"style.prior": "petals(modes=10)", "style.divergence": ""}),
+    (
+        "E4",
+        "mnist_label_informed",
+        "mixture",
+        {"style.label_informed": True, "data.labels": 10_000},
+    ),
+    ("E5", "mnist_label_informed", "swiss_roll", {"style.prior": "swiss_roll(modes=10)"}),
+    ("E6", "mnist_likelihood", None, {"style.prior": "gaussian(8, std=5.0)"}),
+    ("E7", "faces_likelihood", None, {"style.prior": "gaussian(15, std=10.0)"}),
+    ("E7", "faces_likelihood", None, {"data.preprocessing": "standardize_pixels"}),
+    ("E9", "mnist_supervised", None, {"model.layout": "style_and_given_label"}),
+    ("E9", "mnist_supervised", None, {"model.style_dim": 15, "data.labels": -1}),
+    ("E10", "svhn_supervised", None, {"encoder.widths": (3000, 3000), "decoder.batch_norm": True}),
+    ("E11", "mnist_semisupervised", "100", {"data.labels": 100, "encoder.input_noise": 0.3}),
+    ("E11", "mnist_semisupervised", "1000", {"data.labels": 1000, "encoder.batch_norm": False}),
+    ("E11", "mnist_semisupervised", "all", {"data.labels": -1, "model.style_dim": 10}),
+    ("E12", "svhn_semisupervised", None, {"data.labels": 1000, "encoder.input_dropout": 0.2}),
+    ("E12", "svhn_semisupervised", None, {"optimizers.autoencoder.learning_rate": 1e-4}),
+    ("E13", "mnist_clustering", "16", {"data.labels": 0, "model.labels": 16}),
+    ("E13", "mnist_clustering", "30", {"model.labels": 30, "encoder.head_batch_norm": True}),
+    ("E13", "mnist_clustering", "16", {"encoder.batch_norm": True, "decoder.batch_norm": False}),
+    ("E15", "mnist_dimensionality", "1000", {"data.labels": 1000, "model.style_dim": 2}),
+    ("E15", "mnist_dimensionality", "100", {"data.labels": 100, "cluster_heads.fixed": 0.0}),
+    ("E16", "mnist_dimensionality", "20", {"data.labels": 0, "model.labels": 20}),
+    ("E17", "mnist_dimensionality", "circle", {"cluster_heads.fixed": 10.0, "data.labels": 100}),
+    ("E18", "mnist_classifier", "100", {"phases": ("classification",), "encoder.dropout": 0.5}),
+    ("E18", "mnist_autoencoder", None, {"phases": ("reconstruction",), "style.divergence": ""}),
+]
+
+
+@pytest.mark.parametrize(("experiment", "name", "variant", "fields"), PAPER)
+def test_the_papers_settings(experiment, name, variant, fields):
+    config = config_of(name, variant)
+    assert config.experiment == experiment
+    assert {field: reduce(getitem, field.split("."), config) for field in fields} == fields
+
+
+@pytest.mark.parametrize(
+    "name", ["mnist_semisupervised", "mnist_clustering", "mnist_dimensionality"]
+)
+def test_rates_are_the_papers_where_it_gives_them(name):
+    """Appendix A.2.1 and A.3; the dimensionality reduction of section 7 builds on both."""
+    for variant in VARIANTS[name]:
+        optimizers = config_of(name, variant).optimizers
+        assert {each: (f.name, f.learning_rate, f.momentum) for each, f in optimizers.items()} == {
+            "autoencoder": ("sgd", 0.01, 0.9),
+            "discriminator": ("sgd", 0.1, 0.1),
+            "generator": ("sgd", 0.1, 0.1),
+            "classifier": ("sgd", 0.1, 0.9),
+        }
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if name.startswith("mnist")])
+def test_sigma_and_clusters_are_chosen_on_images_held_out_of_training(name):
+    assert config_of(name, VARIANTS[name][0]).data.validation == 10_000, "train[50000:]"
+
+
+def test_published_figures_are_those_of_the_tables():
+    def paper(name, variant):
+        return list(config_of(name, variant).paper.values())
+
+    assert paper("mnist_semisupervised", "100") == ["1.90 ± 0.10"]
+    assert paper("mnist_semisupervised", "1000") == ["1.60 ± 0.08"]
+    assert paper("mnist_semisupervised", "all") == ["0.85 ± 0.02"]
+    assert paper("mnist_clustering", "16") == ["9.55 ± 2.05"]
+    assert paper("mnist_clustering", "30") == ["4.10 ± 1.13"]
+    assert paper("mnist_likelihood", None) == ["340 ± 2"]
+    assert paper("svhn_semisupervised", None) == ["17.70 ± 0.30"]
+    assert [paper("mnist_classifier", each) for each in ("100", "1000", "all")] == [
+        ["25.80"],
+        ["8.73"],
+        ["1.25"],
+    ]
+    assert [paper("mnist_dimensionality", each)[0] for each in ("1000", "100", "circle")] == [
+        "4.20",
+        "6.08",
+        "3.90",
+    ]
+    # Faces other than the paper's have no figure to be set beside.
+    assert config_of("faces_likelihood", None).data.stand_in_for
+    assert not config_of("faces_likelihood", None).paper

@@ -1,0 +1,299 @@
+"""One, two and four devices, mapped either way, do what one device does with the whole batch.
+
+After one step from rest, the momentum of SGD is the gradient that its phase descended: so the
+gradients of all phases are read from the optimizers' states, unspoilt by the step's rounding.
+"""
+
+import functools
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType
+
+from aae_jax import divergences, parallel, priors
+from aae_jax.phases import Match, kl
+from aae_jax.randomness import example_keys, named
+from aae_jax.state import ALONE, TrainState
+from aae_jax.step import Examples, Rows, chunk, train_step
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+LABELS, BATCH, LABELLED, STEPS = 4, 16, 8, 50
+MAPPED = [(mode, devices) for mode in parallel.MODES for devices in (1, 2, 4)]
+
+
+def mesh_of(devices):
+    return parallel.device_mesh(jax.devices()[:devices])
+
+
+def normalize(image):
+    return image.astype(jnp.float32) / 255
+
+
+def some_examples(n=64):
+    rng = np.random.default_rng(0)
+    image = (255 * rng.uniform(size=(n, 8, 8, 1)) ** 3).astype(np.uint8)  # dark, to be learned
+    label = np.where(np.arange(n) < n // 2, np.arange(n) % LABELS, -1)
+    return Examples(image, label.astype(np.int32))
+
+
+def some_rows(steps, labelled):
+    """Rows of all examples, and of the labelled first half."""
+    rng = np.random.default_rng(1)
+    image = rng.integers(64, size=(steps, BATCH)).astype(np.int32)
+    known = rng.integers(32, size=(steps, LABELLED)).astype(np.int32)
+    return Rows(image, known if labelled else None)
+
+
+EXAMPLES = some_examples()
+
+
+@pytest.fixture
+def compilations() -> Iterator[list[str]]:
+    """What has been compiled since the test began."""
+    compiled: list[str] = []
+
+    def listen(event: str, seconds: float, **details: object) -> None:
+        if event.endswith("backend_compile_duration"):
+            compiled.append(str(details.get("fun_name")))
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield compiled
+    jax.monitoring.unregister_event_duration_listener(listen)
+
+
+# Experiments
+
+
+def paper(small_experiment, collective):
+    """The paper's start, noise and rates: its curve is the same on any devices."""
+    match = Match("style", priors.gaussian(3, 5.0), divergences.gan())
+    small = small_experiment((match,), input_noise=0.3, collective=collective)
+    return functools.partial(small.state, std=0.01), (small.reconstruction, small.regularization)
+
+
+def normed(small_experiment, collective):
+    """Batch norm, labels seen by the critic, a gradient penalty, three phases."""
+    corners = priors.gaussian_mixture(2 * np.eye(4, 3), [0.1 * np.eye(3)] * 4)
+    small = small_experiment(
+        (
+            Match("style", corners, divergences.wasserstein(), label_informed=True),
+            Match("label", priors.categorical(LABELS), divergences.hinge(), noise=0.1),
+        ),
+        labels=LABELS,
+        layout="style_and_inferred_label",
+        batch_norm=True,
+        collective=collective,
+    )
+    return small.state, (small.reconstruction, small.regularization, small.classification)
+
+
+def spectral(small_experiment, collective):
+    """A discrepancy of the whole batch, spectral norm, a random posterior, cluster heads."""
+    prior = priors.gaussian(3)
+    small = small_experiment(
+        (
+            Match("style", prior, divergences.mmd()),
+            Match("label", priors.categorical(LABELS), divergences.least_squares()),
+        ),
+        labels=LABELS,
+        layout="cluster_heads",
+        cluster_heads=lambda key: jnp.zeros((LABELS, 3)),
+        posterior="gaussian",
+        penalties={"kl": kl(prior)},
+        spectral_norm=True,
+        collective=collective,
+    )
+    return small.state, (small.reconstruction, small.regularization, small.classification)
+
+
+class Run(NamedTuple):
+    """Some steps of an experiment, each a chunk of its own."""
+
+    gradients: dict  # of the first step, by optimizer
+    batch_stats: dict  # after the first step
+    metrics: dict  # [steps] each
+
+
+def run(experiment, small_experiment, steps=1, mode=None, devices=1, after_first=None) -> Run:
+    """The experiment mapped over devices, or not mapped at all."""
+    if mode is None:
+        new_state, phases = experiment(small_experiment, ALONE)
+        call, state = jax.jit(chunk(train_step(phases), normalize)), new_state()
+    else:
+        mesh = mesh_of(devices)
+        collective = parallel.collective(mesh)
+        new_state, phases = experiment(small_experiment, collective)
+        call = parallel.map_chunk(chunk(train_step(phases), normalize, collective), mesh, mode)
+        state = jax.device_put(new_state(), parallel.replicated(mesh))
+    rows, metrics = some_rows(steps, labelled=len(phases) == 3), []
+    for step in range(steps):
+        labelled = None if rows.labelled is None else rows.labelled[step : step + 1]
+        state, of_step = call(state, EXAMPLES, Rows(rows.image[step : step + 1], labelled))
+        metrics.append(of_step)
+        if step == 0:
+            gradients = {name: jax.device_get(s[0].trace) for name, s in state.opt_states.items()}
+            batch_stats = jax.device_get(state.batch_stats)
+            if after_first is not None:
+                after_first()
+    curve = {name: np.concatenate([of_step[name] for of_step in metrics]) for name in metrics[0]}
+    return Run(gradients, batch_stats, curve)
+
+
+def assert_gradients_agree(found: Run, expected: Run):
+    """To 1e-5 of the largest entry of each leaf, and to rounding where a leaf should be zero."""
+    assert found.gradients.keys() == expected.gradients.keys()
+    for name, gradient in expected.gradients.items():
+        largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(gradient))
+        assert largest > 0 or name == "classifier", name
+        paths = jax.tree_util.tree_leaves_with_path(gradient)
+        for (path, right), leaf in zip(paths, jax.tree.leaves(found.gradients[name]), strict=True):
+            tolerance = 1e-5 * np.abs(right).max() + 1e-6 * largest
+            np.testing.assert_allclose(leaf, right, rtol=0, atol=tolerance, err_msg=f"{name}{path}")
+
+
+@pytest.fixture(scope="module")
+def papers_run(small_experiment):
+    return run(paper, small_experiment, steps=STEPS)
+
+
+@pytest.mark.parametrize(("mode", "devices"), MAPPED)
+def test_the_papers_run_is_the_same_on_any_devices(
+    small_experiment, papers_run, compilations, mode, devices
+):
+    found = run(paper, small_experiment, STEPS, mode, devices, after_first=compilations.clear)
+    assert not compilations  # the first call compiled everything
+    assert_gradients_agree(found, papers_run)
+    assert found.metrics.keys() == papers_run.metrics.keys()
+    for name, curve in papers_run.metrics.items():
+        # An accuracy jumps by 1 / 16 where a score crosses zero; losses are smooth.
+        jump = 1.01 / BATCH if name.endswith("accuracy") else 0.0
+        np.testing.assert_allclose(found.metrics[name], curve, rtol=1e-5, atol=jump, err_msg=name)
+    learned = papers_run.metrics["reconstruction"]
+    assert learned[-1] < learned[0]
+
+
+@pytest.mark.parametrize(
+    ("experiment", "mode"), [(normed, "pmap"), (spectral, "shard_map")], ids=["normed", "spectral"]
+)
+def test_every_phases_gradient_is_the_whole_batchs(small_experiment, experiment, mode):
+    expected = run(experiment, small_experiment)
+    found = run(experiment, small_experiment, 1, mode, devices=4)
+    assert found.gradients.keys() == {"autoencoder", "discriminator", "generator", "classifier"}
+    assert_gradients_agree(found, expected)
+    for name, value in expected.metrics.items():
+        np.testing.assert_allclose(found.metrics[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
+    pairs = zip(*map(jax.tree.leaves, (found.batch_stats, expected.batch_stats)), strict=True)
+    for leaf, right in pairs:
+        np.testing.assert_allclose(leaf, right, rtol=1e-4, atol=1e-5)
+
+
+# What is mapped, with steps made up for it
+
+
+def looking(seen):
+    """A step that notes its share of the batch, and whose metric is the mean of its labels."""
+
+    def step(state, batch):
+        for name, part in (("images", batch), ("labelled", batch.labelled)):
+            arrays = part.image, part.label, jax.random.key_data(part.keys)
+            jax.debug.callback(
+                lambda *of, name=name: seen.append((name, together(*map(np.asarray, of)))), *arrays
+            )
+        return state.replace(step=state.step + 1), {"label": batch.label.mean(dtype=jnp.float32)}
+
+    return step
+
+
+def together(image, label, key):
+    """Each example's image, label and key as one row."""
+    return np.hstack([image.reshape(len(image), -1), label[:, None], key]).astype(np.float64)
+
+
+def in_order(rows):
+    return rows[np.lexsort(rows.T)]
+
+
+def plain_state(key):
+    return TrainState(jnp.int32(0), {"w": jnp.arange(3.0)}, {}, {}, None, key)
+
+
+@pytest.mark.parametrize("mode", parallel.MODES)
+def test_each_device_sees_its_share_with_the_keys_of_the_whole_batch(mode):
+    mesh, seen = mesh_of(4), []
+    collective = parallel.collective(mesh)
+    call = parallel.map_chunk(chunk(looking(seen), normalize, collective), mesh, mode)
+    rows = Rows(
+        np.arange(3 * BATCH, dtype=np.int32).reshape(3, BATCH),
+        np.arange(3 * LABELLED, dtype=np.int32).reshape(3, LABELLED),
+    )
+    state = parallel.born_placed(plain_state, mesh)(jax.random.key(9))
+    state, metrics = call(state, EXAMPLES, rows)
+    jax.block_until_ready((state, metrics))
+    jax.effects_barrier()
+    np.testing.assert_allclose(metrics["label"], EXAMPLES.label[rows.image].mean(axis=1), rtol=1e-6)
+    assert len(seen) == 2 * 3 * 4
+    # In whatever order the devices came.
+    for name, indices in (("images", rows.image), ("labelled", rows.labelled)):
+        found = np.concatenate([share for stream, share in seen if stream == name])
+        expected = []
+        for step, row in enumerate(indices):
+            of_stream = named(jax.random.key(9), name)
+            keys = example_keys(of_stream, jnp.int32(step), jnp.arange(len(row)))
+            image = EXAMPLES.image[row] / np.float32(255)
+            data = np.asarray(jax.random.key_data(keys))
+            expected.append(together(image, EXAMPLES.label[row], data))
+        np.testing.assert_allclose(
+            in_order(found), in_order(np.concatenate(expected)), rtol=1e-6, err_msg=name
+        )
+
+
+def counting(state, examples, rows):
+    return state.replace(step=state.step + 1), {}
+
+
+@pytest.mark.parametrize("mode", parallel.MODES)
+def test_the_state_is_donated_and_comes_back_whole_on_every_device(mode):
+    mesh, key = mesh_of(4), jax.random.key(0)
+    state = parallel.born_placed(plain_state, mesh)(key)
+    for leaf in jax.tree.leaves(state):
+        assert leaf.sharding.is_equivalent_to(parallel.replicated(mesh), leaf.ndim)
+    after, _ = parallel.map_chunk(counting, mesh, mode)(state, EXAMPLES, some_rows(1, True))
+    assert state.params["w"].is_deleted()
+    assert after.step == 1 and after.params["w"].shape == (3,)
+    copies = [np.asarray(shard.data) for shard in after.params["w"].addressable_shards]
+    assert len(copies) == 4
+    for copy in copies:
+        np.testing.assert_array_equal(copy, np.arange(3.0))
+    # The caller's key is no part of what was given away.
+    assert jax.random.key_data(key).tolist() == [0, 0]
+
+
+def test_an_unknown_mode_is_refused():
+    with pytest.raises(ValueError, match="'xmap' is unknown; known are pmap, shard_map"):
+        parallel.map_chunk(counting, mesh_of(1), "xmap")
+
+
+@pytest.mark.parametrize("mode", parallel.MODES)
+def test_rows_that_devices_cannot_share_are_refused(mode):
+    mesh = mesh_of(4)
+    state = parallel.born_placed(plain_state, mesh)(jax.random.key(0))
+    call = parallel.map_chunk(counting, mesh, mode)
+    with pytest.raises(ValueError):
+        call(state, EXAMPLES, Rows(np.zeros((2, 6), np.int32), None))
+
+
+def test_a_mesh_has_all_devices_unless_told_and_shards_by_hand():
+    assert parallel.device_mesh().size == len(jax.devices()) == 4
+    mesh = mesh_of(2)
+    assert mesh.size == 2 and mesh.axis_names == ("data",)
+    assert set(mesh.axis_types) == {AxisType.Auto}
+
+
+def test_one_device_needs_no_collective():
+    assert parallel.collective(mesh_of(1)) is ALONE
+    assert parallel.collective(mesh_of(2)).axis_name == "data"
