@@ -275,7 +275,9 @@ def quiet_orbax() -> None:
 def _not_from_orbax(entry: standard_logging.LogRecord) -> bool:
     """False for what Orbax logs, and for what asyncio logs about its abandoned reads."""
     if entry.name == "asyncio":
-        return not any(name in entry.getMessage() for name in (_ORBAX, "OCDBT", "tensorstore"))
+        # Some messages hold a TensorStore's specification, others only the reason in its words.
+        message = entry.getMessage().lower()
+        return not any(name in message for name in (_ORBAX, "ocdbt", "tensorstore"))
     return _ORBAX not in entry.pathname
 
 

@@ -73,8 +73,8 @@ def _explained(action: Callable[[], None]) -> int:
         print(f"aae_jax: {error}", file=sys.stderr)
         return 1
     except OSError as error:
-        where = f" {error.filename}" if error.filename else ""
-        print(f"aae_jax:{where}: {error.strerror or error}", file=sys.stderr)
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"aae_jax: {where}{error.strerror or error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("aae_jax: interrupted; the same command goes on from the last checkpoint")
