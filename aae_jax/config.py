@@ -151,6 +151,23 @@ def mnist() -> ConfigDict:
     return config
 
 
+def svhn() -> ConfigDict:
+    """What the paper's SVHN experiments share: data and the networks of appendix A.2.2."""
+    config = base()
+    config.data.source = "tfds:svhn_cropped"
+    config.data.validation = 1000
+    config.data.preprocessing = "standardize_pixels"
+    config.model.style_dim = 20
+    config.model.labels = 10
+    config.style.prior = "gaussian(20, std=1.0)"
+    config.encoder.widths = config.decoder.widths = config.discriminator.widths = (3000, 3000)
+    config.encoder.batch_norm = config.decoder.batch_norm = True
+    config.encoder.input_dropout = 0.2
+    config.decoder.output = "linear"
+    config.train.epochs = 50.0
+    return config
+
+
 def validate(config: ConfigDict) -> None:
     """Checks everything that can be known before data are read.
 

@@ -123,6 +123,7 @@ PRIORS: dict[str, Callable[..., Prior]] = {
     "gaussian_mixture": priors.gaussian_mixture,
     "swiss_roll": priors.swiss_roll,
     "categorical": priors.categorical,
+    "empirical": priors.empirical,
     "mixture": lambda *components, weights=None: priors.mixture(components, weights),
     "product": priors.product,
     "affine": priors.affine,

@@ -32,7 +32,7 @@ from aae_jax.recording import read_metrics
 from aae_jax.report import Report, Score
 from aae_jax.spec import SpecError
 from aae_jax.state import TrainState
-from aae_jax.train import Run, TrainingError, prepare, restore
+from aae_jax.train import Outcome, Run, TrainingError, prepare, restore, termination
 from aae_jax.train import train as run_training
 
 COMMAND, SCORES, FIGURES, PAGE = "command.txt", "scores.json", "figures", "report.html"
@@ -84,20 +84,29 @@ def _explained(action: Callable[[], None]) -> int:
 
 def _train(config: ConfigDict, folder: Path, command: str) -> None:
     began = time.monotonic()
-    run = prepare(config)
-    with workdir.locked(folder):
-        workdir.claim(folder, config)
-        workdir.write_text(folder / COMMAND, command + "\n")
-        print(_overview(run, folder))
-        outcome = run_training(run, folder)
-        if outcome.finished:
-            print("reading the test images, drawing the report")
-            view = _view(run, outcome.state, folder, outcome.seconds)
-            _write_scores(view)
-            _write_figures(view)
-            _write_page(view)
-            print(report.score_table(view.scores))
-            print(f"{time.monotonic() - began:.0f} s in all; open {folder / PAGE}")
+    with termination() as terminated:
+        run = prepare(config)
+        with workdir.locked(folder):
+            workdir.claim(folder, config)
+            workdir.write_text(folder / COMMAND, command + "\n")
+            print(_overview(run, folder))
+            if terminated():
+                print("stopped by SIGTERM before training; the same command starts it")
+                return
+            outcome = run_training(run, folder)
+            if outcome.finished:
+                # A SIGTERM from here on is waited out: the state is saved, the report quick.
+                _report(run, outcome, folder)
+                print(f"{time.monotonic() - began:.0f} s in all; open {folder / PAGE}")
+
+
+def _report(run: Run, outcome: Outcome, folder: Path) -> None:
+    print("reading the test images, drawing the report")
+    view = _view(run, outcome.state, folder, outcome.seconds)
+    _write_scores(view)
+    _write_figures(view)
+    _write_page(view)
+    print(report.score_table(view.scores))
 
 
 def _review(folder: Path, mode: str) -> None:

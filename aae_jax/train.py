@@ -118,7 +118,7 @@ def train(run: Run, workdir: Path, say: Callable[[str], None] | None = None) -> 
         preprocessing.save(run.preprocessing, workdir / PREPROCESSING)
         if int(state.step) >= run.experiment.num_steps:
             return Outcome(state, True, seconds)
-        with _termination() as terminated, recording(workdir, int(state.step), console) as recorder:
+        with termination() as terminated, recording(workdir, int(state.step), console) as recorder:
             recorder.describe(_flat(run.config.to_dict()))
             outcome = _loop(run, state, manager, recorder, terminated, seconds)
         if not outcome.finished:
@@ -340,8 +340,8 @@ def _all_finite(tree: Any) -> bool:
 
 
 @contextlib.contextmanager
-def _termination() -> Iterator[Callable[[], bool]]:
-    """Turns SIGTERM into a question that the loop asks between chunks."""
+def termination() -> Iterator[Callable[[], bool]]:
+    """Turns SIGTERM into a question, to be asked where stopping loses nothing."""
     received = False
 
     def note(signum: int, frame: Any) -> None:

@@ -4,6 +4,7 @@ uint8 images are first divided by 255. The constants are computed from training 
 are part of a trained model: `save` and `load` keep them beside its parameters.
 """
 
+import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float, Float32, Float64, UInt8
 
 from aae_jax.data.sources import DataError, read_npz
+from aae_jax.files import write_whole
 
 NAMES = ("unit", "standardize_pixels", "standardize")
 
@@ -97,8 +99,9 @@ def fit(
 
 def save(p: Preprocessing, path: str | Path) -> None:
     """Writes the constants to an .npz file at exactly this path."""
-    with open(path, "wb") as file:  # given a name, NumPy would append .npz to it
-        np.savez(file, shift=np.asarray(p.shift), scale=np.asarray(p.scale))
+    content = io.BytesIO()
+    np.savez(content, shift=np.asarray(p.shift), scale=np.asarray(p.scale))
+    write_whole(path, content.getvalue())
 
 
 def load(path: str | Path) -> Preprocessing:
