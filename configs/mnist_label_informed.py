@@ -9,8 +9,8 @@ from ml_collections import ConfigDict
 from aae_jax.config import ConfigError, mnist, use_adam
 
 EXPERIMENTS = {
-    "mixture": ("E4", "petals(modes=10)", "Fig 4 a, b"),
-    "swiss_roll": ("E5", "swiss_roll(modes=10)", "Fig 4 c, d"),
+    "mixture": ("E4", "petals(modes=10, scale=4.0)", "Fig 4 a, b"),
+    "swiss_roll": ("E5", "swiss_roll(modes=10, scale=4.0)", "Fig 4 c, d"),
 }
 
 

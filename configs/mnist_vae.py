@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from aae_jax.config import ConfigError, mnist, use_adam
 
-PRIORS = {"gaussian": "gaussian(2, std=5.0)", "mixture": "petals(modes=10)"}
+PRIORS = {"gaussian": "gaussian(2, std=5.0)", "mixture": "petals(modes=10, scale=4.0)"}
 
 
 def get_config(variant: str = "gaussian") -> ConfigDict:

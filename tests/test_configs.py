@@ -190,16 +190,26 @@ def test_any_number_of_clusters_from_two_on_is_a_variant():
 # fields with their values.
 PAPER = [
     ("E1", "mnist_gaussian", None, {"style.prior": "gaussian(2, std=5.0)", "model.style_dim": 2}),
-    ("E2", "mnist_mixture", None, {"style.prior": "petals(modes=10)"}),
+    ("E2", "mnist_mixture", None, {"style.prior": "petals(modes=10, scale=4.0)"}),
     ("E3", "mnist_vae", "gaussian", {"penalties.kl": 1.0, "model.posterior": "gaussian"}),
-    ("E3", "mnist_vae", "mixture", {"style.prior": "petals(modes=10)", "style.divergence": ""}),
+    (
+        "E3",
+        "mnist_vae",
+        "mixture",
+        {"style.prior": "petals(modes=10, scale=4.0)", "style.divergence": ""},
+    ),
     (
         "E4",
         "mnist_label_informed",
         "mixture",
         {"style.label_informed": True, "data.labels": 10_000},
     ),
-    ("E5", "mnist_label_informed", "swiss_roll", {"style.prior": "swiss_roll(modes=10)"}),
+    (
+        "E5",
+        "mnist_label_informed",
+        "swiss_roll",
+        {"style.prior": "swiss_roll(modes=10, scale=4.0)"},
+    ),
     ("E6", "mnist_likelihood", None, {"style.prior": "gaussian(8, std=5.0)"}),
     ("E7", "faces_likelihood", None, {"style.prior": "gaussian(15, std=10.0)"}),
     ("E7", "faces_likelihood", None, {"data.preprocessing": "standardize_pixels"}),
