@@ -24,6 +24,7 @@ from aae_jax.priors import quantiles
 from aae_jax.randomness import named
 from aae_jax.readings import Readings
 from aae_jax.report import Score
+from aae_jax.validation import label_informed, mode_samples
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -178,8 +179,7 @@ def _codes(readings: Readings) -> Iterator[Item]:
         "The prior, and the codes of test images that should fill it.",
         figures.prior_and_codes(readings.prior_samples[: len(style)], style),
     )
-    informed = any(match.label_informed for match in readings.experiment.matches)
-    if informed and _known(labels):
+    if label_informed(readings.experiment) and _known(labels):
         yield _mode_accuracy(readings)
     if readings.experiment.model.layout == "cluster_heads":
         yield from _heads(readings)
@@ -192,12 +192,9 @@ def _codes(readings: Readings) -> Iterator[Item]:
 
 
 def _mode_accuracy(readings: Readings) -> Score:
-    prior = readings.experiment.style_prior
-    assert prior.sample_mode is not None
-    keys = jax.random.split(named(readings.key, "modes"), (prior.num_modes, 1000))
-    in_modes = jax.vmap(jax.vmap(prior.sample_mode, (0, None)))(keys, np.arange(prior.num_modes))
+    in_modes = mode_samples(readings.experiment.style_prior, named(readings.key, "modes"))
     share = classification.mode_accuracy(
-        readings.test["style"], readings.splits.test.label, np.asarray(in_modes)
+        readings.test["style"], readings.splits.test.label, in_modes
     )
     return Score("codes in their label's mode", share, "fraction", "higher", None)
 

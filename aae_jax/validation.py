@@ -4,16 +4,16 @@ from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
-from jaxtyping import Array, Key
+from jaxtyping import Array, Float, Key
 
 from aae_jax.data import preprocessing as pre
 from aae_jax.data.splits import Splits
-from aae_jax.evaluation.classification import error_percent
+from aae_jax.evaluation.classification import error_percent, mode_accuracy
 from aae_jax.evaluation.clustering import paper_cluster_error
 from aae_jax.evaluation.latent_space import moment_distance
 from aae_jax.experiment import Experiment
 from aae_jax.model import reconstruct
-from aae_jax.priors import sample_batch
+from aae_jax.priors import Prior, sample_batch
 from aae_jax.state import Params, TrainState, evaluated_params
 
 BLOCK = 1000
@@ -68,13 +68,14 @@ def validator(
 
     Scores: "valid/reconstruction" (nats per image), "valid/code_mean_distance" (prior's standard
     deviations) and "valid/code_covariance_distance" (fraction of the prior's), and
-    "valid/error_percent" of the label head, by the paper's rule (appendix A.3) for clusters.
+    "valid/error_percent" of the label head, by the paper's rule (appendix A.3) for clusters, and
+    "valid/codes_in_own_mode" (fraction) where the adversary sees labels.
     """
     if not len(splits.valid.image):
         return lambda state: {}
     run = encoded(experiment, preprocessing)
     images, labels = splits.valid
-    code_key, prior_key = jax.random.split(jax.random.key(0))
+    code_key, prior_key, modes_key = jax.random.split(jax.random.key(0), 3)
     prior_samples = np.asarray(
         sample_batch(experiment.style_prior, jax.random.split(prior_key, 10_000))
     )
@@ -89,6 +90,10 @@ def validator(
                 "valid/code_mean_distance": moments.mean,
                 "valid/code_covariance_distance": moments.covariance,
             }
+        if label_informed(experiment) and (labels >= 0).any():
+            scores["valid/codes_in_own_mode"] = mode_accuracy(
+                codes["style"], labels, mode_samples(experiment.style_prior, modes_key)
+            )
         logits = codes.get("label_logits")
         if logits is not None and (labels >= 0).any():
             scores["valid/error_percent"] = (
@@ -99,6 +104,21 @@ def validator(
         return scores
 
     return score
+
+
+def label_informed(experiment: Experiment) -> bool:
+    """Whether labels say which mode of the prior a code belongs to."""
+    return any(match.label_informed for match in experiment.matches)
+
+
+def mode_samples(
+    prior: Prior, key: Key[Array, ""], num_samples: int = 1000
+) -> Float[np.ndarray, "modes samples dim"]:
+    """Samples of each mode of a prior that has modes."""
+    assert prior.sample_mode is not None, "the prior has no modes"
+    keys = jax.random.split(key, (prior.num_modes, num_samples))
+    of_mode = jax.vmap(prior.sample_mode, (0, None))
+    return np.asarray(jax.vmap(of_mode)(keys, np.arange(prior.num_modes)))
 
 
 def _blocks(n: int) -> Iterator[slice]:

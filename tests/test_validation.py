@@ -228,6 +228,23 @@ def test_codes_that_follow_the_prior_are_at_no_distance(random_weights):
     assert scores["valid/code_covariance_distance"] < 0.15
 
 
+def test_codes_in_their_labels_mode_are_counted_among_known_labels(random_weights):
+    """Three modes far apart, and an encoder that puts every image into the second."""
+    fields = {
+        "style.prior": "mixture(affine(gaussian(2), 1.0, (-9.0, 0.0)), "
+        "affine(gaussian(2), 1.0, (0.0, 9.0)), affine(gaussian(2), 1.0, (9.0, 0.0)))",
+        "style.label_informed": True,
+    }
+    experiment, state = made(random_weights, **fields)
+    encoder = jax.tree.map(jnp.zeros_like, state.params["encoder"])
+    encoder["style"]["bias"] = jnp.array([0.0, 9.0])
+    state = state.replace(params={**state.params, "encoder": encoder})
+    known = labels(200)
+    known[50:] = -1
+    scores = validator(experiment, splits(images(200), known), UNIT)(state)
+    assert scores["valid/codes_in_own_mode"] == pytest.approx(np.mean(known[:50] == 1))
+
+
 def test_the_error_of_a_classifier_counts_known_labels_only(random_weights):
     experiment, state = made(random_weights, **CLASSIFYING)
     stored, known = images(200), labels(200)
