@@ -35,7 +35,7 @@ from aae_jax.state import TrainState
 from aae_jax.train import Outcome, Run, TrainingError, prepare, restore, termination
 from aae_jax.train import train as run_training
 
-COMMAND, SCORES, FIGURES, PAGE = "command.txt", "scores.json", "figures", "report.html"
+COMMAND, SCORES, PAGE = "command.txt", "scores.json", "report.html"
 _NO_CURVE = {"step", "epoch", "images_per_second"}
 EXPLAINED = (
     ConfigError,
@@ -120,7 +120,7 @@ def _review(folder: Path, mode: str) -> None:
             print(report.score_table(view.scores))
         else:
             _write_figures(view)
-            print(f"figures in {folder / FIGURES}")
+            print(f"figures in {folder / workdir.FIGURES}")
         _write_page(view)
 
 
@@ -219,9 +219,9 @@ def _write_scores(view: _View) -> None:
 
 
 def _write_figures(view: _View) -> None:
-    (view.folder / FIGURES).mkdir(exist_ok=True)
+    (view.folder / workdir.FIGURES).mkdir(exist_ok=True)
     for drawing in [*view.drawings, *view.curves]:
-        figures.save(drawing.figure, view.folder / FIGURES / f"{drawing.name}.png")
+        figures.save(drawing.figure, view.folder / workdir.FIGURES / f"{drawing.name}.png")
 
 
 def _write_page(view: _View) -> None:

@@ -10,9 +10,9 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from aae_jax.config import base, differences
-from aae_jax.files import write_whole
+from aae_jax.files import remove_drafts, write_whole
 
-CONFIG = "config.json"
+CONFIG, FIGURES = "config.json", "figures"
 
 
 class WorkdirError(Exception):
@@ -48,6 +48,8 @@ def locked(workdir: Path) -> Iterator[None]:
 def claim(workdir: Path, config: ConfigDict) -> None:
     """Writes the config to a new folder; compares it with the one of a folder that has one.
 
+    What killed processes left half-written in a folder of this run is removed.
+
     Raises:
         WorkdirError: the folder belongs to a run with another config, or holds other files.
     """
@@ -59,6 +61,8 @@ def claim(workdir: Path, config: ConfigDict) -> None:
                 f"workdir {workdir} belongs to a run with another config; choose another --workdir,"
                 " or undo:\n  " + "\n  ".join(changed)
             )
+        for folder in (workdir, workdir / FIGURES):
+            remove_drafts(folder)
         return
     # A process killed while it wrote the config leaves a draft of it.
     own = (".lock", f".{CONFIG}.")

@@ -164,6 +164,18 @@ def test_a_draft_of_a_killed_process_does_not_spoil_a_folder(tmp_path):
     assert read_config(tmp_path) == base()
 
 
+def test_drafts_of_killed_processes_are_removed_and_nothing_else(tmp_path):
+    claim(tmp_path, base())
+    (tmp_path / "figures").mkdir()
+    for draft in (".scores.json.0a1b2c3d", "figures/.codes.png.ffffffff"):
+        (tmp_path / draft).write_text("{")
+    for other in (".hidden", ".notes.2026", "figures/codes.png"):
+        (tmp_path / other).write_text("mine")
+    claim(tmp_path, base())
+    found = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    assert found == {"config.json", ".hidden", ".notes.2026", "figures/codes.png"}
+
+
 # Damaged and missing configs
 
 
