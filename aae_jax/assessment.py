@@ -24,7 +24,7 @@ from aae_jax.priors import quantiles
 from aae_jax.randomness import named
 from aae_jax.readings import Readings
 from aae_jax.report import Score
-from aae_jax.validation import label_informed, mode_samples
+from aae_jax.validation import labels_are_modes, mode_samples
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -179,7 +179,7 @@ def _codes(readings: Readings) -> Iterator[Item]:
         "The prior, and the codes of test images that should fill it.",
         figures.prior_and_codes(readings.prior_samples[: len(style)], style),
     )
-    if label_informed(readings.experiment) and _known(labels):
+    if labels_are_modes(readings.experiment) and _known(labels):
         yield _mode_accuracy(readings)
     if readings.experiment.model.layout == "cluster_heads":
         yield from _heads(readings)

@@ -126,6 +126,7 @@ PRIORS: dict[str, Callable[..., Prior]] = {
     "empirical": priors.empirical,
     "mixture": lambda *components, weights=None: priors.mixture(components, weights),
     "product": priors.product,
+    "unconditional": priors.unconditional,
     "affine": priors.affine,
     "rotate": priors.rotate,
 }

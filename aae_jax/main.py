@@ -11,6 +11,9 @@ Flags:
   --mode MODE              train (default); eval: score the run in DIR again; figures: draw it
                            again; compare: several finished runs, --workdir DIR,DIR,...
   --out DIR                where compare writes; default runs/comparison
+  --distributed=MODE       several processes: auto (default; as Slurm, Kubernetes or Cloud TPU say),
+                           yes, no; elsewhere --coordinator HOST:PORT, --num_processes N and
+                           --process_id I, given to each of them
 """
 
 import os
@@ -31,6 +34,10 @@ _CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment.", loc
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lives.")
 _OUT = flags.DEFINE_string("out", "runs/comparison", "Where compare writes.")
 _MODE = flags.DEFINE_enum("mode", "train", MODES, "What to do.")
+_DISTRIBUTED = flags.DEFINE_enum("distributed", "auto", ("auto", "yes", "no"), "Several processes?")
+_COORDINATOR = flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0.")
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", 0, "How many processes.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", -1, "Which of them this is.")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -42,9 +49,15 @@ def main(argv: Sequence[str]) -> None:
         if _CONFIG.value is None:
             _fail("--config is missing, for example --config configs/digits.py; see --help")
         # Imported only now: JAX takes seconds, and --help should not.
-        from aae_jax import program
+        from aae_jax import parallel, program
 
-        sys.exit(program.train(_CONFIG.value, Path(_WORKDIR.value or _default_workdir()), command))
+        processes = parallel.Processes(
+            _DISTRIBUTED.value, _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
+        )
+        if "://" in (_WORKDIR.value or ""):
+            _fail(f"--workdir {_WORKDIR.value} is no folder; mount the bucket and name its folder")
+        folder = Path(_WORKDIR.value or _default_workdir())
+        sys.exit(program.train(_CONFIG.value, folder, command, processes))
     if _WORKDIR.value is None:
         _fail(f"--mode {_MODE.value} needs the --workdir of a run")
     from aae_jax import program

@@ -1,14 +1,19 @@
-"""Devices: the chunk mapped over them, and where arrays are placed.
+"""Devices and processes: the chunk mapped over them, and where arrays are placed.
 
 The state has no device axis: every device holds the same one. Of a batch each device holds its
 share. `pmap` and `jit(shard_map)` give the same result; the first is the default.
+
+On several processes every one runs the same program. Under `pmap` each holds arrays of its own
+devices, under `shard_map` its part of arrays that span all; `own` and `whole` lead from one view
+to the other, and are the identity on a single process.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from aae_jax.state import ALONE, Collective, across
@@ -16,6 +21,117 @@ from aae_jax.state import ALONE, Collective, across
 AXIS = "data"
 MODES = ("pmap", "shard_map")
 Chunk = Callable[[Any, Any, Any], tuple[Any, Any]]
+# A process that is silent for so long is taken for dead, and the others stop.
+HEARTBEAT_SECONDS = 20
+# Processes that have trained wait so long for the first one, which draws the report.
+_REPORT_SECONDS = 6 * 3600
+
+
+class ProcessError(RuntimeError):
+    """The processes of a run cannot find, or have lost, each other; one line."""
+
+
+class Processes(NamedTuple):
+    """How the processes of a run find each other.
+
+    Attributes:
+        mode: "auto" starts several where Slurm, Kubernetes or Cloud TPU says that there are
+            several; "yes" always, as JAX detects them; "no" never.
+        coordinator: HOST:PORT of process 0, for a machine that says nothing; "" detects it.
+        num_processes, process_id: how many there are, and which one this is, from 0.
+    """
+
+    mode: str = "auto"
+    coordinator: str = ""
+    num_processes: int = 0
+    process_id: int = -1
+
+
+def start(processes: Processes, environ: Mapping[str, str]) -> None:
+    """Joins the run's other processes, if there are any; before anything is computed.
+
+    Raises:
+        ProcessError: they cannot be joined, or what is said of them is incomplete.
+    """
+    mode, coordinator, num_processes, process_id = processes
+    found: dict[str, Any] = {}  # JAX asks Slurm, Kubernetes or Cloud TPU
+    if coordinator:
+        if not 0 <= process_id < num_processes:
+            raise ProcessError(
+                f"process {process_id} of {num_processes} cannot join {coordinator}; --process_id "
+                "must be at least 0 and less than --num_processes"
+            )
+        found = {
+            "coordinator_address": coordinator,
+            "num_processes": num_processes,
+            "process_id": process_id,
+        }
+    elif mode == "no" or (mode == "auto" and not several_announced(environ)):
+        return
+    try:
+        jax.distributed.initialize(
+            **found,
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+            shutdown_timeout_seconds=_REPORT_SECONDS,
+        )
+    except (RuntimeError, ValueError) as error:
+        raise ProcessError(f"cannot join the run's other processes: {_line(error)}") from error
+
+
+def several_announced(environ: Mapping[str, str]) -> bool:
+    """Whether Slurm (a step of srun), Cloud TPU or Kubernetes says there are several processes.
+
+    A single one is left alone. On a Cloud TPU pod whose workers do not list each other in the
+    environment, say `--distributed=yes`.
+    """
+    if "SLURM_PROCID" in environ and "SLURM_LOCALID" in environ:
+        return int(environ.get("SLURM_NTASKS", "1")) > 1
+    workers = environ.get("TPU_PROCESS_ADDRESSES") or environ.get("TPU_WORKER_HOSTNAMES", "")
+    if "," in workers:
+        return True
+    return "KUBERNETES_SERVICE_HOST" in environ and "JOB_COMPLETION_INDEX" in environ
+
+
+def lost(error: BaseException) -> str:
+    """What to tell when a collective fails, which it does when a process is gone."""
+    return (
+        f"process {jax.process_index()} of {jax.process_count()} stops, another one is gone; start "
+        f"all of them again to go on from the last checkpoint ({_line(error)[:200]})"
+    )
+
+
+def is_first() -> bool:
+    """Whether this process writes the records and the report."""
+    return jax.process_index() == 0
+
+
+def first_only(action: Callable[[], None]) -> None:
+    """Runs the action on process 0; its failure stops the others too.
+
+    Raises:
+        ProcessError: on the others, when process 0 failed; it says why itself.
+    """
+    if jax.process_count() == 1:
+        action()
+        return
+    failure: BaseException | None = None
+    if is_first():
+        try:
+            action()
+        except Exception as error:
+            failure = error
+    failed = bool(multihost_utils.broadcast_one_to_all(np.asarray(failure is not None)))
+    if failure is not None:
+        raise failure
+    if failed:
+        raise ProcessError(f"process {jax.process_index()} stops because process 0 could not start")
+
+
+def agreed(flag: bool) -> bool:
+    """What process 0 says, on all of them."""
+    if jax.process_count() == 1:
+        return flag
+    return bool(multihost_utils.broadcast_one_to_all(np.asarray(flag)))
 
 
 def device_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -36,12 +152,57 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def born_placed(init: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
-    """`init` compiled so that its result is born on every device of the mesh.
+def home(mesh: Mesh, mode: str) -> NamedSharding:
+    """Where the loop keeps state and data: under `pmap`, on the devices of this process alone."""
+    if mode == "shard_map" or jax.process_count() == 1:
+        return replicated(mesh)
+    return replicated(mesh.local_mesh)
+
+
+def place(tree: Any, sharding: NamedSharding) -> Any:
+    """Arrays that every process has whole, placed."""
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), tree)
+
+
+def own(tree: Any, mesh: Mesh) -> Any:
+    """Replicated arrays as this process sees them, computed with without the other processes."""
+
+    def convert(x: Any) -> Any:
+        if x.is_fully_addressable:
+            return x
+        return multihost_utils.global_array_to_host_local_array(x, mesh, PartitionSpec())
+
+    return tree if jax.process_count() == 1 else _map_raw(convert, tree)
+
+
+def whole(tree: Any, mesh: Mesh) -> Any:
+    """Arrays that are the same on every process, as one array over all devices."""
+
+    def convert(x: Any) -> Any:
+        if not x.is_fully_addressable:
+            return x
+        return multihost_utils.host_local_array_to_global_array(x, mesh, PartitionSpec())
+
+    return tree if jax.process_count() == 1 else _map_raw(convert, tree)
+
+
+def _map_raw(convert: Callable[[Any], Any], tree: Any) -> Any:
+    def raw(x: Any) -> Any:
+        if not jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+            return convert(x)
+        return jax.random.wrap_key_data(
+            convert(jax.random.key_data(x)), impl=jax.random.key_impl(x)
+        )
+
+    return jax.tree.map(raw, tree)
+
+
+def born_placed(init: Callable[..., Any], sharding: NamedSharding) -> Callable[..., Any]:
+    """`init` compiled so that its result is born in its place.
 
     A state that is not placed would compile the chunk twice.
     """
-    return jax.jit(init, out_shardings=replicated(mesh))
+    return jax.jit(init, out_shardings=sharding)
 
 
 def map_chunk(chunk: Chunk, mesh: Mesh, mode: str = "pmap") -> Chunk:
@@ -67,8 +228,9 @@ def map_chunk(chunk: Chunk, mesh: Mesh, mode: str = "pmap") -> Chunk:
             devices=list(mesh.devices.flat),
             donate_argnums=(0,),
         )
+        here = [device.process_index == jax.process_index() for device in mesh.devices.flat]
         return lambda state, examples, rows: mapped(
-            state, examples, jax.tree.map(lambda row: _shares(row, mesh.size), rows)
+            state, examples, jax.tree.map(lambda row: _shares(row, mesh.size)[:, here], rows)
         )
     if mode == "shard_map":
         whole, share = PartitionSpec(), PartitionSpec(None, AXIS)
@@ -83,11 +245,20 @@ def map_chunk(chunk: Chunk, mesh: Mesh, mode: str = "pmap") -> Chunk:
             ),
             donate_argnums=(0,),
         )
+        shares = NamedSharding(mesh, share)
         return lambda state, examples, rows: mapped(
-            state, examples, jax.device_put(rows, NamedSharding(mesh, share))
+            state,
+            examples,
+            jax.tree.map(
+                lambda row: jax.make_array_from_callback(row.shape, shares, row.__getitem__), rows
+            ),
         )
     raise ValueError(f"parallel mode {mode!r} is unknown; known are {', '.join(MODES)}")
 
 
 def _shares(rows: np.ndarray, num_devices: int) -> np.ndarray:
     return rows.reshape(rows.shape[0], num_devices, -1)
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())

@@ -509,6 +509,22 @@ def product(*priors: Prior) -> Prior:
     )
 
 
+def unconditional(prior: Prior, modes: int) -> Prior:
+    """The prior, with modes that are all the whole of it: p(z | mode) = p(z).
+
+    A label-informed adversary pulls the code onto it for each label alike, so that the style cannot
+    tell the label.
+
+    >>> unconditional(gaussian(15), modes=10).num_modes
+    10
+
+    Raises:
+        ValueError: modes below 1.
+    """
+    _check_count("unconditional: modes", modes)
+    return prior._replace(sample_mode=lambda key, mode: prior.sample(key), num_modes=modes)
+
+
 def affine(prior: Prior, scale: Numbers, shift: Numbers = 0.0) -> Prior:
     """The prior of scale z + shift, z drawn from `prior`, whose modes it keeps.
 

@@ -1,5 +1,6 @@
 """What the command line does: train and report, score again, draw again."""
 
+import contextlib
 import importlib.metadata
 import json
 import logging
@@ -7,6 +8,7 @@ import math
 import os
 import sys
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +24,7 @@ import numpy as np
 from clu.parameter_overview import get_parameter_overview
 from ml_collections import ConfigDict
 
-from aae_jax import checkpoints, figures, report, workdir
+from aae_jax import checkpoints, figures, parallel, report, workdir
 from aae_jax.assessment import Drawing, Options, assess, code_panel
 from aae_jax.config import ConfigError, digest
 from aae_jax.data import DataError
@@ -44,12 +46,23 @@ EXPLAINED = (
     TrainingError,
     checkpoints.CheckpointError,
     workdir.WorkdirError,
+    parallel.ProcessError,
 )
 
 
-def train(config: ConfigDict, folder: Path, command: str) -> int:
+def train(
+    config: ConfigDict,
+    folder: Path,
+    command: str,
+    processes: parallel.Processes | None = None,
+) -> int:
     """Trains, or goes on training, and reports; the exit status."""
-    return _explained(lambda: _train(config, folder, command))
+
+    def start_and_train() -> None:
+        parallel.start(processes or parallel.Processes(), os.environ)
+        _train(config, folder, command)
+
+    return _explained(start_and_train)
 
 
 def review(folder: Path, mode: str) -> int:
@@ -64,6 +77,16 @@ def compare(folders: Sequence[Path], out: Path) -> int:
 
 def _explained(action: Callable[[], None]) -> int:
     """Runs the action; a fault that the user can mend ends in one line, not in a traceback."""
+    status = _status(action)
+    if status and jax.distributed.is_initialized():
+        # At exit JAX waits for the other processes, and they wait in a collective for this one.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    return status
+
+
+def _status(action: Callable[[], None]) -> int:
     absl_logging.set_verbosity(absl_logging.WARNING)
     logging.getLogger("jax").setLevel(logging.ERROR)
     checkpoints.quiet_orbax()
@@ -79,25 +102,36 @@ def _explained(action: Callable[[], None]) -> int:
     except KeyboardInterrupt:
         print("aae_jax: interrupted; the same command goes on from the last checkpoint")
         return 130
+    except Exception as error:
+        if not jax.distributed.is_initialized():
+            raise
+        if isinstance(error, jax.errors.JaxRuntimeError):
+            print(f"aae_jax: {parallel.lost(error)}", file=sys.stderr)
+        else:
+            traceback.print_exc()
+        return 1
     return 0
 
 
 def _train(config: ConfigDict, folder: Path, command: str) -> None:
     began = time.monotonic()
-    with termination() as terminated:
+    with termination() as terminated, contextlib.ExitStack() as held:
         run = prepare(config)
-        with workdir.locked(folder):
+
+        def open_folder() -> None:
+            held.enter_context(workdir.locked(folder))
             workdir.claim(folder, config)
             workdir.write_text(folder / COMMAND, command + "\n")
             print(_overview(run, folder))
-            if terminated():
-                print("stopped by SIGTERM before training; the same command starts it")
-                return
-            outcome = run_training(run, folder)
-            if outcome.finished:
-                # A SIGTERM from here on is waited out: the state is saved, the report quick.
-                _report(run, outcome, folder)
-                print(f"{time.monotonic() - began:.0f} s in all; open {folder / PAGE}")
+
+        parallel.first_only(open_folder)
+        if terminated():
+            print("stopped by SIGTERM before training; the same command starts it")
+            return
+        outcome = run_training(run, folder)
+        if outcome.finished and parallel.is_first():
+            _report(run, outcome, folder)
+            print(f"{time.monotonic() - began:.0f} s in all; open {folder / PAGE}")
 
 
 def _report(run: Run, outcome: Outcome, folder: Path) -> None:

@@ -1,6 +1,7 @@
 """The loop: the only place where step, data, checkpoints, recording and evaluation meet."""
 
 import contextlib
+import itertools
 import math
 import signal
 import time
@@ -12,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from aae_jax import checkpoints, parallel
@@ -24,6 +26,8 @@ from aae_jax.step import Examples, Rows, chunk
 from aae_jax.validation import validator
 
 PREPROCESSING = "preprocessing.npz"
+# How often the processes have asked for a SIGTERM; they agree on the question to stop at.
+_questions = itertools.count()
 
 
 class TrainingError(Exception):
@@ -104,22 +108,23 @@ def prepare(config: ConfigDict, devices: list[jax.Device] | None = None) -> Run:
 def train(run: Run, workdir: Path, say: Callable[[str], None] | None = None) -> Outcome:
     """Trains from the newest good checkpoint of the folder, or from the start.
 
-    The folder must be locked and claimed (see `aae_jax.workdir`).
+    The folder must be locked and claimed (see `aae_jax.workdir`). Of several processes all must
+    call this, with the same folder; the state returned is on this process's devices.
 
     Raises:
         TrainingError: a loss is not finite.
         CheckpointError, WorkdirError: something cannot be written or used.
     """
     console = Console(run.experiment.num_steps)
-    say = say or console.say
+    say = say or (console.say if parallel.is_first() else lambda line: None)
     manager = checkpoints.open_checkpoints(workdir / "checkpoints", run.config.checkpoint.keep)
     try:
         state, seconds = _start(run, manager, say)
-        preprocessing.save(run.preprocessing, workdir / PREPROCESSING)
+        if parallel.is_first():
+            preprocessing.save(run.preprocessing, workdir / PREPROCESSING)
         if int(state.step) >= run.experiment.num_steps:
-            return Outcome(state, True, seconds)
-        with termination() as terminated, recording(workdir, int(state.step), console) as recorder:
-            recorder.describe(_flat(run.config.to_dict()))
+            return Outcome(parallel.own(state, run.mesh), True, seconds)
+        with termination() as terminated, _recorder(run, workdir, state, console) as recorder:
             outcome = _loop(run, state, manager, recorder, terminated, seconds)
         if not outcome.finished:
             say(
@@ -131,10 +136,24 @@ def train(run: Run, workdir: Path, say: Callable[[str], None] | None = None) -> 
         checkpoints.close(manager)
 
 
+@contextlib.contextmanager
+def _recorder(
+    run: Run, workdir: Path, state: TrainState, console: Console
+) -> Iterator[Recorder | None]:
+    """Process 0's recorder; the others record nothing."""
+    if not parallel.is_first():
+        yield None
+        return
+    with recording(workdir, int(state.step), console) as recorder:
+        recorder.describe(_flat(run.config.to_dict()))
+        yield recorder
+
+
 def initial_state(run: Run) -> TrainState:
-    """The state before the first step, on every device."""
+    """The state before the first step, in its place."""
     key = jax.random.key(run.config.seed)
-    return parallel.born_placed(run.experiment.init, run.mesh)(key)
+    place = parallel.home(run.mesh, run.config.train.parallel)
+    return parallel.born_placed(run.experiment.init, place)(key)
 
 
 def abstract_state(run: Run) -> TrainState:
@@ -164,13 +183,13 @@ def _start(
     restored = checkpoints.restore(manager, abstract_state(run))
     if restored is not None:
         say(f"resuming from step {restored.step} of {run.experiment.num_steps}")
-        return restored.state, float(restored.metadata.get("seconds", 0.0))
+        return _at_home(run, restored.state), float(restored.metadata.get("seconds", 0.0))
     state = initial_state(run)
     if run.config.init_from:
         abstract = abstract_state(run)
         subtrees = {"params": abstract.params, "batch_stats": abstract.batch_stats}
         other = checkpoints.restore_subtrees(Path(run.config.init_from) / "checkpoints", subtrees)
-        state = state.replace(**other.state)
+        state = state.replace(**_at_home(run, other.state))
         if state.averaged_params is not None:
             # Copies, as in init_state; the average of one step is the weights themselves.
             weights = {name: state.params[name] for name in state.averaged_params}
@@ -179,11 +198,15 @@ def _start(
     return state, 0.0
 
 
+def _at_home(run: Run, state: Any) -> Any:
+    return state if run.config.train.parallel == "shard_map" else parallel.own(state, run.mesh)
+
+
 def _loop(
     run: Run,
     state: TrainState,
     manager: ocp.CheckpointManager,
-    recorder: Recorder,
+    recorder: Recorder | None,
     terminated: Callable[[], bool],
     seconds_before: float,
 ) -> Outcome:
@@ -199,8 +222,8 @@ def _loop(
         config.train.parallel,
     )
     train_data = Examples(run.splits.train.image, run.splits.train.label)
-    examples = jax.device_put(train_data, parallel.replicated(run.mesh))
-    score = validator(experiment, run.splits, run.preprocessing)
+    examples = parallel.place(train_data, parallel.home(run.mesh, config.train.parallel))
+    validate_state = validator(experiment, run.splits, run.preprocessing)
     began = time.monotonic()
 
     def seconds() -> float:
@@ -209,13 +232,20 @@ def _loop(
     def epoch(step: int) -> float:
         return step / experiment.steps_per_epoch
 
+    def score(state: TrainState) -> dict[str, float]:
+        return validate_state(parallel.own(state, run.mesh)) if recorder is not None else {}
+
+    def record(row: dict[str, float]) -> None:
+        if recorder is not None:
+            recorder.write(row)
+
     def check(step: int, state: TrainState) -> None:
         if not _all_finite((state.params, state.opt_states)):
             raise _not_finite(manager, step, "parameters", "the update")
 
     step = int(state.step)
     if step == 0:
-        recorder.write({"step": 0, "epoch": 0.0, **score(state)})
+        record({"step": 0, "epoch": 0.0, **score(state)})
     last_saved = time.monotonic()
     last_read: float | None = None
     pending: tuple[int, Any] | None = None
@@ -237,12 +267,12 @@ def _loop(
         state, metrics = advance(state, examples, _rows(run, first, chunk_steps))
         # The device works on the next chunk while the host reads the last one's metrics.
         if pending is not None:
-            recorder.write({"step": first, "epoch": epoch(first), **read(*pending)})
+            record({"step": first, "epoch": epoch(first), **read(*pending)})
         pending = (first, metrics)
         every = config.evaluation.every_epochs
         due = math.floor(epoch(step) / every) > math.floor(epoch(first) / every)
         stop, last = terminated(), step >= num_steps
-        save_due = time.monotonic() - last_saved > config.checkpoint.every_seconds
+        save_due = parallel.agreed(time.monotonic() - last_saved > config.checkpoint.every_seconds)
         if due or stop or last or save_due:
             row = {"step": step, "epoch": epoch(step), **read(*pending)}
             pending = None
@@ -250,14 +280,16 @@ def _loop(
             if due or last:
                 row |= score(state)
             # Before the checkpoint: a run that resumes from it does not come by this step again.
-            recorder.write(row)
+            record(row)
             if save_due or stop or last:
-                checkpoints.save(manager, step, state, {"seconds": seconds()})
+                checkpoints.save(
+                    manager, step, parallel.whole(state, run.mesh), {"seconds": seconds()}
+                )
                 last_saved = time.monotonic()
             last_read = time.monotonic()
         if stop and not last:
-            return Outcome(state, False, seconds())
-    return Outcome(state, True, seconds())
+            return Outcome(parallel.own(state, run.mesh), False, seconds())
+    return Outcome(parallel.own(state, run.mesh), True, seconds())
 
 
 def _rows(run: Run, first: int, num_steps: int) -> Rows:
@@ -341,7 +373,15 @@ def _all_finite(tree: Any) -> bool:
 
 @contextlib.contextmanager
 def termination() -> Iterator[Callable[[], bool]]:
-    """Turns SIGTERM into a question, to be asked where stopping loses nothing."""
+    """Turns SIGTERM into a question, to be asked where stopping loses nothing.
+
+    On several processes a SIGTERM to any of them is one to all; then all of them must ask equally
+    often, and get the same answer.
+    """
+    if jax.process_count() > 1:
+        # JAX has a handler of its own, which tells the others; this one would replace it.
+        yield lambda: multihost_utils.reached_preemption_sync_point(next(_questions))
+        return
     received = False
 
     def note(signum: int, frame: Any) -> None:

@@ -15,7 +15,7 @@ def get_config() -> ConfigDict:
     config.data.source = "digits"
     for network in ("encoder", "decoder", "discriminator"):
         config[network].widths = (256, 256)
-    use_adam(config, discriminator=2e-3, generator=1e-3)
+    use_adam(config, autoencoder=1e-3, discriminator=2e-3, generator=1e-3)
     config.train.epochs = 400.0
     config.evaluation.every_epochs = 20.0
     config.evaluation.sample_quality = True

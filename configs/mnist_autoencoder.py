@@ -11,7 +11,7 @@ from aae_jax.config import mnist, use_adam
 def get_config() -> ConfigDict:
     """E1 without its adversary; the prior serves for drawing samples only."""
     config = mnist()
-    use_adam(config)
+    use_adam(config, autoencoder=1e-3)
     config.experiment = "E18"
     config.title = "Unregularised autoencoder on MNIST, 2-D code"
     config.style.divergence = ""

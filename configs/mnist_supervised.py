@@ -1,6 +1,11 @@
 """E9 (Fig 6): supervised; the decoder is given the label and a 15-D Gaussian style.
 
 python -m aae_jax.main --config configs/mnist_supervised.py
+
+The paper does not say what keeps the label out of the style. An adversary that does not see labels
+leaves it there: after 4 epochs 83 % of decoded images show the digit asked for. This one sees them,
+as in section 2.3, with the same Gaussian for every label: 98 %.
+--config.style.label_informed=False goes back.
 """
 
 from ml_collections import ConfigDict
@@ -17,5 +22,6 @@ def get_config() -> ConfigDict:
     config.model.style_dim = 15
     config.model.labels = 10
     config.model.layout = "style_and_given_label"
-    config.style.prior = "gaussian(15, std=1.0)"
+    config.style.prior = "unconditional(gaussian(15, std=1.0), modes=10)"
+    config.style.label_informed = True
     return config

@@ -16,7 +16,7 @@ def get_config(variant: str = "gaussian") -> ConfigDict:
     if variant not in PRIORS:
         raise ConfigError(f"variant {variant!r} is unknown; allowed: {', '.join(PRIORS)}")
     config = mnist()
-    use_adam(config)
+    use_adam(config, autoencoder=1e-3)
     config.experiment = "E3"
     config.title = f"Variational autoencoder on MNIST, {variant} prior (Fig 2 c, d)"
     config.model.posterior = "gaussian"

@@ -16,6 +16,9 @@ def get_config() -> ConfigDict:
     config.experiment = "E10"
     config.title = "Supervised adversarial autoencoder on SVHN (Fig 7 b)"
     config.model.layout = "style_and_given_label"
+    # The style is Gaussian for every label alike, see mnist_supervised.py.
+    config.style.prior = "unconditional(gaussian(20, std=1.0), modes=10)"
+    config.style.label_informed = True
     use_adam(config)
     config.evaluation.sample_quality = True
     return config

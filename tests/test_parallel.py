@@ -231,7 +231,7 @@ def test_each_device_sees_its_share_with_the_keys_of_the_whole_batch(mode):
         np.arange(3 * BATCH, dtype=np.int32).reshape(3, BATCH),
         np.arange(3 * LABELLED, dtype=np.int32).reshape(3, LABELLED),
     )
-    state = parallel.born_placed(plain_state, mesh)(jax.random.key(9))
+    state = parallel.born_placed(plain_state, parallel.replicated(mesh))(jax.random.key(9))
     state, metrics = call(state, EXAMPLES, rows)
     jax.block_until_ready((state, metrics))
     jax.effects_barrier()
@@ -259,7 +259,7 @@ def counting(state, examples, rows):
 @pytest.mark.parametrize("mode", parallel.MODES)
 def test_the_state_is_donated_and_comes_back_whole_on_every_device(mode):
     mesh, key = mesh_of(4), jax.random.key(0)
-    state = parallel.born_placed(plain_state, mesh)(key)
+    state = parallel.born_placed(plain_state, parallel.replicated(mesh))(key)
     for leaf in jax.tree.leaves(state):
         assert leaf.sharding.is_equivalent_to(parallel.replicated(mesh), leaf.ndim)
     after, _ = parallel.map_chunk(counting, mesh, mode)(state, EXAMPLES, some_rows(1, True))
@@ -281,7 +281,7 @@ def test_an_unknown_mode_is_refused():
 @pytest.mark.parametrize("mode", parallel.MODES)
 def test_rows_that_devices_cannot_share_are_refused(mode):
     mesh = mesh_of(4)
-    state = parallel.born_placed(plain_state, mesh)(jax.random.key(0))
+    state = parallel.born_placed(plain_state, parallel.replicated(mesh))(jax.random.key(0))
     call = parallel.map_chunk(counting, mesh, mode)
     with pytest.raises(ValueError):
         call(state, EXAMPLES, Rows(np.zeros((2, 6), np.int32), None))

@@ -290,6 +290,16 @@ def test_affine_samples(rng):
     assert_same_distribution(samples, rng.laplace(scale=0.4, size=(4000, 2)) @ SKEW.T + [1, -1])
 
 
+def test_every_mode_of_an_unconditional_prior_is_the_whole_of_it():
+    prior = priors.unconditional(priors.petals(4), modes=3)
+    key = jax.random.key(5)
+    assert (prior.dim, prior.num_modes) == (2, 3)
+    for mode in range(3):
+        assert np.array_equal(prior.sample_mode(key, mode), prior.sample(key))
+    assert np.array_equal(prior.sample(key), priors.petals(4).sample(key))
+    assert prior.log_prob(jnp.ones(2)) == priors.petals(4).log_prob(jnp.ones(2))
+
+
 def test_rotate_turns_from_the_first_axis_to_the_second():
     prior = priors.rotate(priors.empirical([[1.0, 0.0]]), np.pi / 2)
     np.testing.assert_allclose(prior.sample(jax.random.key(0)), [0.0, 1.0], atol=1e-6)
@@ -619,6 +629,10 @@ def test_quantiles_are_those_of_each_coordinate():
         (
             lambda: priors.affine(priors.gaussian(2), 1.0, [1.0]),
             r"affine: shift must be a number or have the shape \(2,\), got the shape \(1,\)",
+        ),
+        (
+            lambda: priors.unconditional(priors.gaussian(2), modes=0),
+            r"unconditional: modes must be a whole number of at least 1, got 0",
         ),
         (
             lambda: priors.rotate(priors.gaussian(3), 1.0),
