@@ -92,8 +92,14 @@ def several_announced(environ: Mapping[str, str]) -> bool:
     return "KUBERNETES_SERVICE_HOST" in environ and "JOB_COMPLETION_INDEX" in environ
 
 
-def lost(error: BaseException) -> str:
-    """What to tell when a collective fails, which it does when a process is gone."""
+def lost(error: BaseException | None) -> str | None:
+    """What to tell of a collective that failed because another process is gone; None otherwise."""
+    if not jax.distributed.is_initialized():
+        return None
+    while error is not None and not isinstance(error, jax.errors.JaxRuntimeError):
+        error = error.__cause__ or error.__context__
+    if error is None:
+        return None
     return (
         f"process {jax.process_index()} of {jax.process_count()} stops, another one is gone; start "
         f"all of them again to go on from the last checkpoint ({_line(error)[:200]})"

@@ -80,16 +80,16 @@ def run(processes: int, devices: int, platform: str, arguments: Sequence[str]) -
 
 def _wait(started: Sequence[subprocess.Popen[str]]) -> int:
     failed_at, status = None, 0
-    while any(process.poll() is None for process in started):
-        if failed_at is None:
-            failures = [process.returncode for process in started if process.returncode]
-            if failures:
-                failed_at, status = time.monotonic(), failures[0]
-        elif time.monotonic() - failed_at > GRACE_SECONDS:
+    while True:
+        codes = [process.poll() for process in started]
+        if failed_at is None and any(codes):
+            failed_at, status = time.monotonic(), next(code for code in codes if code)
+        if None not in codes:
+            return status
+        if failed_at is not None and time.monotonic() - failed_at > GRACE_SECONDS:
             for process in started:
                 process.kill()
         time.sleep(0.1)
-    return status or next((process.returncode for process in started if process.returncode), 0)
 
 
 def _show(number: int, process: subprocess.Popen[str]) -> None:

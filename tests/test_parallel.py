@@ -297,3 +297,70 @@ def test_a_mesh_has_all_devices_unless_told_and_shards_by_hand():
 def test_one_device_needs_no_collective():
     assert parallel.collective(mesh_of(1)) is ALONE
     assert parallel.collective(mesh_of(2)).axis_name == "data"
+
+
+# Several processes: what can be said without them (tests/system/test_processes.py has two).
+
+
+@pytest.mark.parametrize(
+    ("environ", "several"),
+    [
+        ({}, False),
+        ({"SLURM_JOB_ID": "1", "SLURM_NTASKS": "8"}, False),  # a batch script, not a step of srun
+        ({"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NTASKS": "1"}, False),
+        ({"SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_NTASKS": "8"}, True),
+        ({"TPU_WORKER_HOSTNAMES": "localhost"}, False),
+        ({"TPU_WORKER_HOSTNAMES": "host-0,host-1"}, True),
+        ({"TPU_PROCESS_ADDRESSES": "10.0.0.1:8471,10.0.0.2:8471"}, True),
+        ({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, False),
+        ({"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "0"}, True),
+    ],
+)
+def test_processes_join_by_themselves_where_there_are_several(monkeypatch, environ, several):
+    calls = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **fields: calls.append(fields))
+    assert parallel.several_announced(environ) == several
+    parallel.start(parallel.Processes(), environ)
+    parallel.start(parallel.Processes("no"), environ)
+    assert len(calls) == several
+    parallel.start(parallel.Processes("yes"), {})
+    assert len(calls) == several + 1
+    assert "coordinator_address" not in calls[-1]
+
+
+def test_processes_join_the_coordinator_they_are_told(monkeypatch):
+    calls = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **fields: calls.append(fields))
+    parallel.start(parallel.Processes("auto", "host:1234", 4, 3), {})
+    (fields,) = calls
+    assert fields["coordinator_address"] == "host:1234"
+    assert (fields["num_processes"], fields["process_id"]) == (4, 3)
+    assert fields["heartbeat_timeout_seconds"] <= 30
+
+
+@pytest.mark.parametrize(("count", "number"), [(0, -1), (2, -1), (2, 2), (0, 0)])
+def test_an_incomplete_process_is_named(count, number):
+    with pytest.raises(parallel.ProcessError, match="--process_id must be") as raised:
+        parallel.start(parallel.Processes("auto", "host:1234", count, number), {})
+    assert "host:1234" in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_a_coordinator_that_cannot_be_joined_is_one_line(monkeypatch):
+    def fail(**fields):
+        raise RuntimeError("no\n  such host")
+
+    monkeypatch.setattr(jax.distributed, "initialize", fail)
+    with pytest.raises(parallel.ProcessError, match=r"cannot join the run's other .*no such host"):
+        parallel.start(parallel.Processes("yes"), {})
+
+
+def test_a_single_process_agrees_with_itself():
+    assert parallel.is_first()
+    assert parallel.agreed(True) is True and parallel.agreed(False) is False
+    done = []
+    parallel.first_only(lambda: done.append(1))
+    assert done == [1]
+    tree = {"key": jax.random.key(0), "x": jnp.ones(2)}
+    mesh = mesh_of(2)
+    assert parallel.own(tree, mesh) is tree and parallel.whole(tree, mesh) is tree
+    assert parallel.home(mesh, "pmap") == parallel.home(mesh, "shard_map")

@@ -113,10 +113,10 @@ class System:
         return self._start(["-c", text, *map(str, arguments)])
 
     def _start(self, arguments: list[str], compile_anew: bool = False) -> Process:
-        environment = _environment()
-        if not compile_anew:  # compiled code that processes share saves half of their time
-            environment["JAX_COMPILATION_CACHE_DIR"] = str(self._folder / "compiled")
-            environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+        # Compiled code that processes share saves half of their time.
+        environment = _environment() | {"XDG_CACHE_HOME": str(self._folder)}
+        if compile_anew:
+            environment["JAX_ENABLE_COMPILATION_CACHE"] = "false"
         logs = self._folder / str(len(self._started))
         self._started.append(Process([sys.executable, *arguments], logs, environment))
         return self._started[-1]

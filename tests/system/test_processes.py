@@ -1,0 +1,111 @@
+"""Several processes of one run, over loopback, as on the hosts of a pod."""
+
+import signal
+import socket
+
+import pytest
+
+TWO = 2
+# As in the paper's appendix: another start is chaotic, and shows rounding instead of faults.
+PAPERS = (
+    *(f"--config.{net}.init=normal(0.01)" for net in ("encoder", "decoder", "discriminator")),
+    *(
+        f"--config.optimizers.{name}.{field}={value}"
+        for name, rate, momentum in (
+            ("autoencoder", 0.01, 0.9),
+            ("discriminator", 0.1, 0.1),
+            ("generator", 0.1, 0.1),
+        )
+        for field, value in (("name", "sgd"), ("learning_rate", rate), ("momentum", momentum))
+    ),
+)
+
+
+def start_both(system, workdir, *flags):
+    """One process each for the numbers 0 and 1."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    return [
+        system.train(
+            workdir,
+            *PAPERS,
+            *flags,
+            f"--coordinator=127.0.0.1:{port}",
+            f"--num_processes={TWO}",
+            f"--process_id={number}",
+        )
+        for number in range(TWO)
+    ]
+
+
+def numbers(rows):
+    return [{name: float(value) for name, value in row.items() if value} for row in rows]
+
+
+@pytest.fixture(scope="module")
+def alone(system, tmp_path_factory):
+    """The same run as a single process."""
+    workdir = tmp_path_factory.mktemp("alone") / "run"
+    ended = system.train(workdir, *PAPERS).wait()
+    assert ended.status == 0, ended
+    return workdir
+
+
+def test_two_processes_have_the_curve_of_one(system, alone, tmp_path):
+    """Only process 0 writes and speaks."""
+    workdir = tmp_path / "run"
+    ended = [process.wait() for process in start_both(system, workdir)]
+    assert [each.status for each in ended] == [0, 0], ended
+    assert "step" not in ended[1].out
+    assert (workdir / "report.html").exists()
+    rows, expected = numbers(system.metrics(workdir)), numbers(system.metrics(alone))
+    assert [row.keys() for row in rows] == [row.keys() for row in expected]
+    for row, other in zip(rows, expected, strict=True):
+        # One example of a batch on the other side of the boundary is 1 % of an accuracy.
+        smooth = {name for name in row if "accuracy" not in name}
+        assert {name: row[name] for name in smooth} == pytest.approx(
+            {name: other[name] for name in smooth}, rel=1e-4, abs=1e-5
+        )
+
+
+def test_processes_stop_together_and_go_on_in_any_number(system, tmp_path):
+    """SIGTERM to one is one to both; a killed one stops the other; a single one goes on alone."""
+    workdir = tmp_path / "run"
+    # Far from done whenever it is told to stop.
+    endless = ("--config.train.parallel=shard_map", "--config.train.epochs=100000")
+
+    def recorded(step):
+        return lambda: system.last_step(workdir) >= step
+
+    both = start_both(system, workdir, *endless)
+    assert both[0].until(recorded(50)), [process.wait() for process in both]
+    both[1].popen.send_signal(signal.SIGTERM)
+    ended = [process.wait() for process in both]
+    assert [each.status for each in ended] == [0, 0], ended
+    step = system.steps_saved(workdir)[-1]
+    assert step >= 50
+    assert f"stopped by SIGTERM at step {step}" in ended[0].out
+    assert "stopped" not in ended[1].out
+
+    both = start_both(system, workdir, *endless)
+    assert both[0].until(recorded(step + 50)), [process.wait() for process in both]
+    both[1].popen.kill()
+    survivor = both[0].wait()
+    assert f"resuming from step {step}" in survivor.out
+    assert survivor.status == 1, survivor
+    assert "another one is gone; start all of them again" in survivor.err, survivor.err
+    assert "Traceback" not in survivor.err
+
+    step = system.steps_saved(workdir)[-1]
+    single = system.train(workdir, *PAPERS, *endless)
+    assert single.until(recorded(step + 50)), single.wait()
+    single.popen.send_signal(signal.SIGTERM)
+    ended = single.wait()
+    assert ended.status == 0, ended
+    assert f"resuming from step {step}" in ended.out
+
+
+def test_an_incomplete_description_of_the_processes_is_named(system, tmp_path):
+    ended = system.train(tmp_path / "run", "--coordinator=127.0.0.1:1", "--num_processes=2").wait()
+    assert "--process_id must be at least 0" in system.explain(ended)
