@@ -51,7 +51,7 @@ def base() -> ConfigDict:
             "seed": 0,  # of everything random: weights, order, noise, labelled subset
             "init_from": "",  # a finished run's workdir whose weights to start from
             "data": {
-                "source": "digits",  # digits, tfds:NAME, idx:DIR, npz:FILE
+                "source": "digits",  # digits, tfds:NAME, idx:DIR, npz:FILE, folder:DIR
                 "download": False,  # may TFDS download a set that is not prepared?
                 "data_dir": "",  # TFDS folder; "" is TFDS's own default
                 "validation": 300,  # last training images held out, unless the source has some
@@ -67,7 +67,10 @@ def base() -> ConfigDict:
                 "posterior": "deterministic",  # deterministic, gaussian, universal
                 "noise_dim": 0,  # noise values fed to a universal approximator's encoder
             },
+            # With channels, convolutions stand between the image and the layers of these widths:
+            # they halve its sides, multiples of 4, to about 8. The decoder's mirror them.
             "encoder": layers(
+                channels=0,  # of the first convolution, doubled at each further one; 0 has none
                 batch_norm=False,
                 head_batch_norm=False,
                 input_noise=0.0,  # std on the input while training; the target stays clean
@@ -75,6 +78,7 @@ def base() -> ConfigDict:
                 dropout=0.0,  # share of hidden units dropped while training
             ),
             "decoder": layers(
+                channels=0,  # of the last hidden image, doubled at each one before; 0 has none
                 batch_norm=False,
                 output="sigmoid",  # sigmoid, linear (half squared error), bernoulli
             ),
@@ -296,6 +300,8 @@ _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "model.noise_dim": _number(0),
     **{f"{net}.widths": _WIDTHS for net in ("encoder", "decoder", "discriminator")},
     **{f"{net}.activation": _ACTIVATIONS for net in ("encoder", "decoder", "discriminator")},
+    "encoder.channels": _number(0),
+    "decoder.channels": _number(0),
     "encoder.input_noise": _number(0),
     "encoder.input_dropout": _SHARE,
     "encoder.dropout": _SHARE,

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
@@ -85,6 +86,7 @@ def build(
         ConfigError: parts that do not fit each other or the data; one line.
         SpecError: a prior, divergence, initializer or schedule that cannot be built; one line.
     """
+    _check_image_shape(config, image_shape)
     style_prior = _built(config.style.prior, PRIORS, "style.prior", Prior)
     _check_style(config, style_prior, num_classes)
     label_prior = _label_prior(config, num_classes)
@@ -139,6 +141,19 @@ def _built(
     if not isinstance(value, kind):
         raise ConfigError(f"{what} is {text!r}, which is no {kind.__name__.lower()}")
     return value
+
+
+def _check_image_shape(config: ConfigDict, image_shape: tuple[int, ...]) -> None:
+    for net in ("encoder", "decoder"):
+        if not config[net].channels:
+            continue
+        try:
+            networks.halvings(image_shape)
+        except ValueError as error:
+            raise ConfigError(
+                f"{net}.channels is {config[net].channels}, but {error}; "
+                "allowed: 0 (fully connected), or images of another size"
+            ) from error
 
 
 def _check_style(config: ConfigDict, prior: Prior, num_classes: int) -> None:
@@ -210,23 +225,13 @@ def _model(
 ) -> Model:
     style_dim, labels = config.model.style_dim, config.model.labels
 
-    def initializer(net: str) -> networks.Initializer:
-        return spec.build(config[net].init, networks.INITIALIZERS, f"{net}.init")  # type: ignore[return-value]
-
-    def hidden(net: str, dropout: float = 0.0) -> networks.MLP:
-        return networks.MLP(
-            tuple(config[net].widths),
-            config[net].activation,
-            initializer(net),
-            config[net].batch_norm,
-            dropout,
-            collective.axis_name,
-        )
-
+    heads = encoder_heads(
+        config.model.posterior, style_dim, labels if has_label_head(config) else 0
+    )
     encoder = networks.Encoder(
-        hidden("encoder", config.encoder.dropout),
-        encoder_heads(config.model.posterior, style_dim, labels if has_label_head(config) else 0),
-        initializer("encoder"),
+        _trunk(config, image_shape, collective.axis_name),
+        heads,
+        _initializer(config, "encoder"),
         config.encoder.head_batch_norm,
         collective.axis_name,
     )
@@ -235,7 +240,7 @@ def _model(
             networks.Discriminator(
                 tuple(config.discriminator.widths),
                 config.discriminator.activation,
-                initializer("discriminator"),
+                _initializer(config, "discriminator"),
                 config.discriminator.spectral_norm,
             ),
             critic_features(match),
@@ -243,10 +248,9 @@ def _model(
         for match in matches
         if match.divergence.critic_loss is not None
     }
-    heads = _cluster_heads(config)
     return autoencoder(
         encoder,
-        networks.Decoder(hidden("decoder"), image_shape, initializer("decoder")),
+        _decoder(config, image_shape, collective.axis_name),
         discriminators,
         image_shape=image_shape,
         style_dim=style_dim,
@@ -257,9 +261,38 @@ def _model(
         noise_dim=config.model.noise_dim,
         input_noise=config.encoder.input_noise,
         input_dropout=config.encoder.input_dropout,
-        cluster_heads=None if config.cluster_heads.fixed else heads,
+        cluster_heads=None if config.cluster_heads.fixed else _cluster_heads(config),
         fixed_cluster_heads=_fixed_heads(config),
     )
+
+
+def _initializer(config: ConfigDict, net: str) -> networks.Initializer:
+    return spec.build(config[net].init, networks.INITIALIZERS, f"{net}.init")  # type: ignore[return-value]
+
+
+def _hidden(config: ConfigDict, net: str, dropout: float, axis_name: str | None) -> networks.MLP:
+    return networks.MLP(
+        tuple(config[net].widths),
+        config[net].activation,
+        _initializer(config, net),
+        config[net].batch_norm,
+        dropout,
+        axis_name,
+    )
+
+
+def _trunk(config: ConfigDict, image_shape: tuple[int, ...], axis_name: str | None) -> nn.Module:
+    hidden = _hidden(config, "encoder", config.encoder.dropout, axis_name)
+    if not config.encoder.channels:
+        return hidden
+    return networks.ConvolutionalTrunk(hidden, image_shape, config.encoder.channels)
+
+
+def _decoder(config: ConfigDict, image_shape: tuple[int, ...], axis_name: str | None) -> nn.Module:
+    hidden = _hidden(config, "decoder", 0.0, axis_name)
+    if not config.decoder.channels:
+        return networks.Decoder(hidden, image_shape, _initializer(config, "decoder"))
+    return networks.ConvolutionalDecoder(hidden, image_shape, config.decoder.channels)
 
 
 def _cluster_heads(config: ConfigDict) -> Callable[[Key[Array, ""]], Array] | None:

@@ -4,12 +4,14 @@ A network is a function of parameters, inputs and, where it has dropout, one key
 module draws random numbers of its own. None knows of priors, losses or phases.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float, Key, Shaped
 
 from aae_jax.randomness import all_named
@@ -98,12 +100,151 @@ class MLP(nn.Module):
         x = x.reshape(x.shape[0], -1)
         for number, width in enumerate(self.widths):
             x = nn.Dense(width, kernel_init=self.kernel_init, name=f"dense_{number}")(x)
-            if self.batch_norm:
-                x = BatchNorm(self.axis_name, name=f"norm_{number}")(x, train)
-            x = ACTIVATIONS[self.activation](x)
-            if train:
-                x = dropout(x, all_named(keys, f"hidden_dropout_{number}"), self.dropout)
+            x = _activated(self, x, keys, train, "hidden", number)
         return x
+
+
+def _activated(
+    options: MLP,
+    x: Float[Array, "batch *shape"],
+    keys: Key[Array, "batch"],
+    train: bool,
+    kind: str,
+    number: int,
+) -> Float[Array, "batch *shape"]:
+    """Batch norm, activation and dropout as `options` has them; for use inside a module's call.
+
+    Batch norm is per feature, and for images per channel. The kind keeps the dropout of a network's
+    convolutions apart from that of its fully connected layers.
+    """
+    if options.batch_norm:
+        x = BatchNorm(options.axis_name, name=f"norm_{number}")(x, train)
+    x = ACTIVATIONS[options.activation](x)
+    if train:
+        x = dropout(x, all_named(keys, f"{kind}_dropout_{number}"), options.dropout)
+    return x
+
+
+class Convolution(nn.Module):
+    """A convolution of images with zeros beyond their borders.
+
+    Attributes:
+        channels: of the output.
+        size: side of the kernel; with an even `size - stride` the borders are alike.
+        stride: pixels from one output to the next; both sides are multiples of it.
+        kernel_init: initializer of the weights; biases start at 0.
+    """
+
+    channels: int
+    size: int
+    stride: int = 1
+    kernel_init: Initializer = normal(0.01)
+
+    @nn.compact
+    def __call__(
+        self, image: Float[Array, "batch h w c"]
+    ) -> Float[Array, "batch out_h out_w channels"]:
+        """Sides of the output are those of the image over the stride."""
+        shape = (self.size, self.size, image.shape[-1], self.channels)
+        kernel = self.param("kernel", self.kernel_init, shape)
+        bias = self.param("bias", nn.initializers.zeros, (self.channels,))
+        # XLA's CPU convolutions lose their threads inside a loop, and training is a scan.
+        output = lax.platform_dependent(
+            image,
+            kernel,
+            cpu=lambda x, w: convolve_patches(x, w, self.stride),
+            default=lambda x, w: convolve(x, w, self.stride),
+        )
+        return output + bias
+
+
+def convolve(
+    image: Float[Array, "batch h w c"], kernel: Float[Array, "size size c out"], stride: int
+) -> Float[Array, "batch out_h out_w out"]:
+    """The convolution of `Convolution`, by the device's own operation."""
+    border = (kernel.shape[0] - stride) // 2
+    return lax.conv_general_dilated(
+        image,
+        kernel,
+        (stride, stride),
+        ((border, border), (border, border)),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+
+
+def convolve_patches(
+    image: Float[Array, "batch h w c"], kernel: Float[Array, "size size c out"], stride: int
+) -> Float[Array, "batch out_h out_w out"]:
+    """The same as one product of patches with weights."""
+    size, border = kernel.shape[0], (kernel.shape[0] - stride) // 2
+    height, width = image.shape[1], image.shape[2]
+    padded = jnp.pad(image, ((0, 0), (border, border), (border, border), (0, 0)))
+    patches = [
+        padded[:, row : row + height : stride, column : column + width : stride]
+        for row in range(size)
+        for column in range(size)
+    ]
+    return jnp.concatenate(patches, axis=-1) @ kernel.reshape(-1, kernel.shape[-1])
+
+
+def halvings(image_shape: tuple[int, ...]) -> int:
+    """How often a convolutional network halves an image's sides.
+
+    Twice, and on while both sides are even and the longer one is above 8: 28 becomes 7, 32 and 64
+    become 8, 48 becomes 6.
+
+    Raises:
+        ValueError: no image [h, w, c] with sides divisible by 4; one line.
+    """
+    if len(image_shape) != 3 or any(side <= 0 or side % 4 for side in image_shape[:2]):
+        raise ValueError(
+            "convolutions need images [h, w, c] whose sides are multiples of 4, "
+            f"not {list(image_shape)}"
+        )
+    height, width = image_shape[0] // 4, image_shape[1] // 4
+    number = 2
+    while max(height, width) > 8 and height % 2 == width % 2 == 0:
+        height, width, number = height // 2, width // 2, number + 1
+    return number
+
+
+class ConvolutionalTrunk(nn.Module):
+    """Convolutions that halve the image (see `halvings`), then fully connected layers.
+
+    Attributes:
+        hidden: the fully connected layers. Their activation, initializer, batch norm and dropout
+            are those of the convolutions too.
+        image_shape: shape of one image.
+        channels: of the first convolution; each further one has twice as many.
+    """
+
+    hidden: MLP
+    image_shape: tuple[int, ...]
+    channels: int
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "batch ..."], keys: Key[Array, "batch"], train: bool
+    ) -> Float[Array, "batch features"]:
+        """Features of images, which may come flattened.
+
+        What follows a flattened image's pixels, such as the noise eta of a universal approximator,
+        has no place in the picture: it joins the features that the fully connected layers see.
+        """
+        flat, pixels = x.reshape(x.shape[0], -1), math.prod(self.image_shape)
+        image = flat[:, :pixels].reshape(-1, *self.image_shape)
+        for number in range(halvings(self.image_shape)):
+            # A kernel of twice the stride reads every pixel equally often.
+            image = Convolution(
+                self.channels * 2**number,
+                size=4,
+                stride=2,
+                kernel_init=self.hidden.kernel_init,
+                name=f"convolution_{number}",
+            )(image)
+            image = _activated(self.hidden, image, keys, train, "convolution", number)
+        features = image.reshape(image.shape[0], -1)
+        return self.hidden(jnp.concatenate([features, flat[:, pixels:]], axis=1), keys, train)
 
 
 class Encoder(nn.Module):
@@ -159,6 +300,52 @@ class Decoder(nn.Module):
         hidden = self.hidden(code, keys, train)
         output = nn.Dense(size, kernel_init=self.kernel_init, name="output")(hidden)
         return output.reshape(-1, *self.image_shape)
+
+
+class ConvolutionalDecoder(nn.Module):
+    """The mirror of `ConvolutionalTrunk`: fully connected layers, then an image that doubles.
+
+    No output nonlinearity.
+
+    Attributes:
+        hidden: the fully connected layers. Their activation, initializer, batch norm and dropout
+            are those of the convolutions too.
+        image_shape: shape of one image.
+        channels: of the last hidden image; each one before it has twice as many.
+    """
+
+    hidden: MLP
+    image_shape: tuple[int, ...]
+    channels: int
+
+    @nn.compact
+    def __call__(
+        self, code: Float[Array, "batch features"], keys: Key[Array, "batch"], train: bool
+    ) -> Float[Array, "batch h w c"]:
+        """The decoder's output before the likelihood's mean function."""
+        init, doublings = self.hidden.kernel_init, halvings(self.image_shape)
+        small = [side // 2**doublings for side in self.image_shape[:2]]
+        widths = [self.channels * 2**number for number in reversed(range(doublings))]
+        features = self.hidden(code, keys, train)
+        grid = nn.Dense(math.prod(small) * widths[0], kernel_init=init, name="grid")(features)
+        image = grid.reshape(-1, *small, widths[0])
+        names = [*(f"convolution_{number}" for number in range(doublings - 1)), "output"]
+        for number, (width, name) in enumerate(
+            zip([*widths[1:], self.image_shape[2]], names, strict=True)
+        ):
+            image = _activated(self.hidden, image, keys, train, "convolution", number)
+            image = Convolution(width, size=3, kernel_init=init, name=name)(_doubled(image))
+        return image
+
+
+def _doubled(image: Float[Array, "batch h w c"]) -> Float[Array, "batch h2 w2 c"]:
+    """Each pixel four times.
+
+    Before a convolution this leaves no checkerboard, unlike a transposed convolution whose stride
+    reaches some pixels by more of its weights than others: here all weights reach every pixel
+    (Odena et al., 2016, doi:10.23915/distill.00003).
+    """
+    return jnp.repeat(jnp.repeat(image, 2, axis=1), 2, axis=2)
 
 
 class Discriminator(nn.Module):

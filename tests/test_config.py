@@ -211,6 +211,8 @@ VALUES = {
     "model.layout": (["style"], ["label", ""]),
     "model.posterior": (["deterministic", "gaussian"], ["Gaussian", ""]),
     "model.noise_dim": ([0], [-1]),
+    "encoder.channels": ([0, 32], [-1]),
+    "decoder.channels": ([0, 32], [-1]),
     "encoder.input_noise": ([0.0, 0.3], [-0.1, math.nan]),
     "encoder.input_dropout": ([0.0, 0.99], [1.0, -0.1]),
     "encoder.dropout": ([0.0, 0.99], [1.0, -0.1, math.nan]),

@@ -14,11 +14,17 @@ from aae_jax.networks import (
     ACTIVATIONS,
     INITIALIZERS,
     MLP,
+    Convolution,
+    ConvolutionalDecoder,
+    ConvolutionalTrunk,
     Decoder,
     Discriminator,
     Encoder,
+    convolve,
+    convolve_patches,
     dropout,
     gaussian_noise,
+    halvings,
     normal,
     one_hot,
 )
@@ -36,6 +42,7 @@ def normals(seed: int, *shape: int) -> jax.Array:
 
 
 X = normals(1, BATCH, FEATURES)
+WIDE = normals(3, BATCH, 4, 20, 1)
 
 
 @pytest.fixture(scope="module")
@@ -125,10 +132,13 @@ def test_a_network_starts_from_the_initializer_it_is_given():
         (Encoder(MLP((4,), kernel_init=init), {"style": 2}, init), (X, KEYS, False)),
         (Decoder(MLP((4,), kernel_init=init), (2, 2), init), (X, KEYS, False)),
         (Discriminator((4,), kernel_init=init), (X,)),
+        (ConvolutionalTrunk(MLP((4,), kernel_init=init), (4, 5 * 4, 1), 2), (WIDE, KEYS, False)),
+        (ConvolutionalDecoder(MLP((4,), kernel_init=init), (4, 4, 1), 2), (X, KEYS, False)),
     ]
     for network, inputs in networks:
         leaves = named_leaves(network.init(KEY, *inputs)["params"])
-        assert all((leaf == 0.25).all() for name, leaf in leaves.items() if "kernel" in name)
+        for name, leaf in leaves.items():
+            assert (leaf == (0.25 if "kernel" in name else 0.0)).all(), name
 
 
 # Layers
@@ -192,6 +202,189 @@ def test_each_network_ends_in_linear_layers(filled, network, trunk, outputs, arr
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
+# Convolutions
+
+# Image shape -> how often it is halved, and the sides that are left.
+SHAPES = {
+    (28, 28, 1): (2, 7, 7),
+    (32, 32, 3): (2, 8, 8),
+    (48, 48, 1): (3, 6, 6),
+    (64, 64, 3): (3, 8, 8),
+    (36, 20, 1): (2, 9, 5),
+    (4, 4, 1): (2, 1, 1),
+    (128, 64, 2): (4, 8, 4),
+    (64, 4, 1): (2, 16, 1),
+}
+
+
+def convolved_by_hand(layer, image, stride):
+    """Each output is a sum over a window of the image with zeros around it, in float64."""
+    size, border = len(layer["kernel"]), (len(layer["kernel"]) - stride) // 2
+    padded = np.pad(image, ((0, 0), (border, border), (border, border), (0, 0)))
+    height, width = image.shape[1] // stride, image.shape[2] // stride
+    output = np.zeros((len(image), height, width, layer["kernel"].shape[-1]))
+    for row in range(height):
+        for column in range(width):
+            top, left = row * stride, column * stride
+            window = padded[:, top : top + size, left : left + size]
+            output[:, row, column] = np.einsum("bijc,ijco->bo", window, layer["kernel"])
+    return output + layer["bias"]
+
+
+def convolutional(shape, channels=2, widths=(6,), **options):
+    """A trunk and a decoder for images of a shape, with images and codes for them."""
+    trunk = ConvolutionalTrunk(MLP(widths, **options), shape, channels)
+    decoder = ConvolutionalDecoder(MLP(widths, **options), shape, channels)
+    return [(trunk, normals(4, BATCH, *shape)), (decoder, X)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_an_image_is_halved_twice_and_on_down_to_eight(shape):
+    number, height, width = SHAPES[shape]
+    assert halvings(shape) == number
+    assert (height * 2**number, width * 2**number) == shape[:2]
+
+
+@pytest.mark.parametrize(
+    "shape", [(30, 28, 1), (28, 30, 1), (27, 27, 3), (2, 2, 1), (0, 4, 1), (784,), (28, 28), ()]
+)
+def test_other_sides_and_rows_are_refused_in_one_line(shape):
+    with pytest.raises(ValueError, match=r"multiples of 4, not \[") as caught:
+        halvings(shape)
+    assert str(list(shape)) in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("size", "stride"), [(3, 1), (4, 2), (1, 1)])
+def test_a_convolution_is_its_formula_however_it_is_computed(filled, size, stride):
+    # No test machine has the other devices, so their operation is also called by itself.
+    image, convolution = normals(5, BATCH, 8, 6, 3), Convolution(5, size, stride)
+    variables = filled(convolution, image)
+    layer = in_numpy(variables["params"])
+    expected = convolved_by_hand(layer, in_numpy(image), stride)
+    np.testing.assert_allclose(apply(convolution, variables, image), expected, atol=1e-5)
+    kernel = variables["params"]["kernel"]
+    for operation in (convolve, convolve_patches):
+        found = operation(image, kernel, stride) + variables["params"]["bias"]
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_convolutional_networks_have_the_shapes_asked_for(shape):
+    number, height, width = SHAPES[shape]
+    (trunk, image), (decoder, code) = convolutional(shape)
+
+    def init(network, x):
+        return jax.eval_shape(lambda: network.init_with_output(KEY, x, KEYS, True))
+
+    heads, _ = init(Encoder(trunk, {"style": 3, "label": 7}), image)
+    output, decoding = init(decoder, code)
+    shapes = [(x.shape, x.dtype) for x in (heads["style"], heads["label"], output)]
+    assert shapes == [((BATCH, *rest), jnp.float32) for rest in ((3,), (7,), shape)]
+
+    def kernels(layers):
+        return {name: layer["kernel"].shape for name, layer in layers.items() if name != "hidden"}
+
+    _, encoding = init(trunk, image)
+    layers, widths = encoding["params"], [2 * 2**i for i in range(number)]
+    inputs, features = [shape[2], *widths], height * width * widths[-1]
+    assert kernels(layers) == {
+        f"convolution_{i}": (4, 4, inputs[i], width) for i, width in enumerate(widths)
+    }
+    assert layers["hidden"]["dense_0"]["kernel"].shape == (features, 6)
+    assert kernels(decoding["params"]) == {
+        "grid": (6, features),
+        **{f"convolution_{i}": (3, 3, width, width // 2) for i, width in enumerate(widths[:0:-1])},
+        "output": (3, 3, 2, shape[2]),
+    }
+
+
+@pytest.mark.parametrize("activation", ["relu", "tanh"])
+def test_convolutional_networks_are_their_formulas(filled, activation):
+    act = NUMPY_ACTIVATIONS[activation]
+    (trunk, image), (decoder, code) = convolutional((8, 12, 3), activation=activation)
+    variables = filled(trunk, image, KEYS, train=False)
+    layers = in_numpy(variables["params"])
+    hidden = act(convolved_by_hand(layers["convolution_0"], in_numpy(image), 2))
+    hidden = act(convolved_by_hand(layers["convolution_1"], hidden, 2)).reshape(BATCH, -1)
+    expected = act(affine(layers["hidden"]["dense_0"], hidden))
+    found = apply(trunk, variables, image, KEYS, train=True)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+    variables = filled(decoder, code, KEYS, train=False)
+    layers = in_numpy(variables["params"])
+    hidden = act(affine(layers["hidden"]["dense_0"], in_numpy(code)))
+    hidden = act(affine(layers["grid"], hidden)).reshape(BATCH, 2, 3, 4)
+    hidden = act(convolved_by_hand(layers["convolution_0"], enlarged(hidden), 1))
+    expected = convolved_by_hand(layers["output"], enlarged(hidden), 1)
+    found = apply(decoder, variables, code, KEYS, train=True)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def enlarged(image):
+    """Every pixel as a square of four, index by index."""
+    rows, columns = np.arange(2 * image.shape[1]) // 2, np.arange(2 * image.shape[2]) // 2
+    return image[:, rows][:, :, columns]
+
+
+def test_a_decoder_draws_no_checkerboard(filled):
+    # An even grid comes out even, away from the zeros around it: every pixel has the same weights.
+    (_, (decoder, code)) = convolutional((32, 32, 2), channels=4, activation="tanh")
+    variables = filled(decoder, code, KEYS, train=False)
+    even = jnp.tile(normals(6, 8), 8 * 8)
+    grid = {"kernel": jnp.zeros((6, 8 * 8 * 8)), "bias": even}
+    variables = {"params": {**variables["params"], "grid": grid}}
+    image = np.asarray(apply(decoder, variables, code, KEYS, train=False))
+    inside = image[:, 4:-4, 4:-4]
+    assert np.abs(inside).max() > 0.1
+    assert np.ptp(inside, axis=(1, 2)).max() < 1e-5
+
+
+@pytest.mark.parametrize("shape", [(28, 28, 1), (32, 32, 3), (36, 20, 1)])
+def test_without_batch_norm_an_example_does_not_depend_on_its_company(filled, shape):
+    for network, x in convolutional(shape):
+        variables = filled(network, x, KEYS, train=False)
+        whole = apply(network, variables, x[:5], KEYS[:5], train=True)
+        alone = apply(network, variables, x[3:4], KEYS[3:4], train=True)
+        np.testing.assert_allclose(alone, whole[3:4], rtol=1e-4, atol=1e-5)
+        assert np.abs(whole[3] - whole[2]).max() > 1e-2
+
+
+@pytest.mark.parametrize("batch_norm", [False, True])
+@pytest.mark.parametrize("shape", [(48, 48, 1), (36, 20, 3)])
+def test_every_weight_of_a_convolutional_network_learns(filled, shape, batch_norm):
+    for network, x in convolutional(shape, activation="softplus", batch_norm=batch_norm):
+        variables = filled(network, x, KEYS, train=False)
+
+        def loss(params, network=network, x=x, variables=variables):
+            held = {**variables, "params": params}
+            output, _ = network.apply(held, x, KEYS, True, mutable=["batch_stats"])
+            return (output * normals(7, *output.shape)).sum()
+
+        gradient = named_leaves(jax.jit(jax.grad(loss))(variables["params"]))
+        for name, slope in gradient.items():
+            # Batch norm takes away what a bias before it adds.
+            if batch_norm and "bias" in name and "norm" not in name and "output" not in name:
+                continue
+            assert (slope != 0).all(), name
+
+
+def test_values_after_a_flattened_image_join_its_features(filled):
+    (trunk, image), _ = convolutional((8, 8, 1), activation="tanh")
+    flat, eta = image.reshape(BATCH, -1), normals(8, BATCH, 3)
+    with_eta = jnp.concatenate([flat, eta], axis=1)
+    variables = filled(trunk, with_eta, KEYS, train=False)
+    plain = jax.tree.map(lambda leaf: leaf, variables)
+    kernel = variables["params"]["hidden"]["dense_0"]["kernel"]
+    features = 2 * 2 * 4
+    assert kernel.shape == (features + 3, 6)
+    plain["params"]["hidden"]["dense_0"]["kernel"] = kernel[:features]
+    without = apply(trunk, plain, image, KEYS, train=False)
+    np.testing.assert_array_equal(without, apply(trunk, plain, flat, KEYS, train=False))
+    found = np.arctanh(in_numpy(apply(trunk, variables, with_eta, KEYS, train=False)))
+    expected = np.arctanh(in_numpy(without)) + in_numpy(eta) @ in_numpy(kernel)[features:]
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
+
+
 # Noise and dropout
 
 
@@ -251,6 +444,38 @@ def test_two_layers_drop_different_units(filled):
     assert abs((first == second).mean() - 0.5) < 0.05
 
 
+def test_dropout_of_convolutions_is_keyed_by_example_and_acts_in_training_only(filled):
+    for network, x in convolutional((8, 8, 1), 8, widths=(), activation="softplus", dropout=0.4):
+        variables = filled(network, x, KEYS, train=False)
+        still, training = (
+            jax.jit(functools.partial(network.apply, variables, train=train))
+            for train in (False, True)
+        )
+        np.testing.assert_array_equal(still(x, KEYS), still(x, OTHER_KEYS))
+        whole = np.asarray(training(x, KEYS))
+        halves = [training(x[half], KEYS[half]) for half in (slice(0, 4), slice(4, 8))]
+        np.testing.assert_allclose(np.concatenate(halves), whole, rtol=1e-4, atol=1e-5)
+        other = np.asarray(training(x, OTHER_KEYS))
+        assert all(np.abs(other[i] - whole[i]).max() > 1e-2 for i in range(BATCH))
+
+
+def test_convolutions_drop_their_share_and_other_units_than_dense_layers(filled):
+    # Zero weights give softplus(0) everywhere, so that a zero is a dropped unit. Both networks end
+    # in their layer number 1, of 4 * 256 units.
+    ends = []
+    for widths in ((), (5, 1024)):
+        (trunk, image), _ = convolutional(
+            (8, 8, 1), 128, widths=widths, activation="softplus", dropout=0.4
+        )
+        variables = filled(trunk, image, KEYS, train=False, std=0.0)
+        ends.append(np.asarray(apply(trunk, variables, image, KEYS, train=True)) == 0)
+    assert ends[0].shape == ends[1].shape == (BATCH, 1024)
+    for dropped in ends:
+        assert abs(dropped.mean() - 0.4) < 5 * np.sqrt(0.24 / dropped.size)
+    agreeing = (ends[0] == ends[1]).mean()
+    assert abs(agreeing - (0.4**2 + 0.6**2)) < 0.03
+
+
 # Batch norm
 
 NORMED_ENCODER = Encoder(
@@ -300,6 +525,30 @@ def test_batch_norm_takes_running_statistics_out_of_training(filled):
     outputs = apply(NORMED_ENCODER, variables, SHIFTED[:8], KEYS, train=False)
     for name in ("style", "label"):
         np.testing.assert_allclose(outputs[name], expected[name][:8], rtol=1e-3, atol=1e-3)
+
+
+def test_batch_norm_of_images_is_per_channel(filled):
+    for network, x in convolutional((8, 12, 1), batch_norm=True):
+        variables = filled(network, x, KEYS, train=False)
+        _, moved = apply(network, variables, x, KEYS, train=True, mutable=["batch_stats"])
+        layers, first = in_numpy(variables["params"]), moved["batch_stats"]["norm_0"]["norm"]
+        if isinstance(network, ConvolutionalTrunk):
+            raw = convolved_by_hand(layers["convolution_0"], in_numpy(x), 2)
+        else:
+            dense = affine(layers["hidden"]["dense_0"], in_numpy(x))
+            centred = (dense - dense.mean(axis=0)) / np.sqrt(dense.var(axis=0) + 1e-5)
+            norm = layers["hidden"]["norm_0"]["norm"]
+            hidden = np.maximum(centred * norm["scale"] + norm["bias"], 0)
+            raw = affine(layers["grid"], hidden).reshape(BATCH, 2, 3, 4)
+        over = (0, 1, 2)
+        np.testing.assert_allclose(first["mean"], 0.05 * raw.mean(axis=over), rtol=1e-3, atol=1e-5)
+        np.testing.assert_allclose(first["var"], 0.95 + 0.05 * raw.var(axis=over), rtol=1e-4)
+
+
+def test_a_convolutional_decoders_output_is_not_normalised(filled):
+    (_, (decoder, code)) = convolutional((8, 8, 1), batch_norm=True)
+    variables = filled(decoder, code, KEYS, train=False)
+    assert set(variables["batch_stats"]) == {"hidden", "norm_0", "norm_1"}
 
 
 def test_without_batch_norm_there_are_no_statistics(filled):
