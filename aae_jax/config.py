@@ -14,6 +14,8 @@ from ml_collections import ConfigDict
 
 PHASES = ("reconstruction", "regularization", "classification")
 OPTIMIZERS = ("sgd", "adam", "adamw", "rmsprop")
+# Fields that configs saved by earlier versions lack; what base() has is what those runs did.
+ADDED = ("encoder.channels", "decoder.channels")
 
 
 class ConfigError(ValueError):

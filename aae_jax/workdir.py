@@ -9,7 +9,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from aae_jax.config import base, differences
+from aae_jax.config import ADDED, base, differences
 from aae_jax.files import remove_drafts, write_whole
 
 CONFIG, FIGURES = "config.json", "figures"
@@ -76,7 +76,7 @@ def claim(workdir: Path, config: ConfigDict) -> None:
 
 
 def read_config(workdir: Path) -> ConfigDict:
-    """The config that a run saved.
+    """The config that a run saved, with the fields that were added since.
 
     Raises:
         WorkdirError: there is none, or it cannot be read.
@@ -86,7 +86,7 @@ def read_config(workdir: Path) -> ConfigDict:
         saved = json.loads(path.read_text())
         if not isinstance(saved, dict):
             raise ValueError("it holds no fields")
-        return ConfigDict(_with_tuples(saved, base().to_dict())).lock()
+        return ConfigDict(_with_added(_with_tuples(saved, base().to_dict()))).lock()
     except FileNotFoundError as error:
         raise WorkdirError(f"{workdir} holds no run: {CONFIG} is missing") from error
     except (OSError, ValueError, AttributeError, TypeError) as error:
@@ -110,3 +110,11 @@ def _with_tuples(value: Any, example: Any) -> Any:
     if isinstance(value, dict) and isinstance(example, dict):
         return {name: _with_tuples(item, example.get(name)) for name, item in value.items()}
     return tuple(value) if isinstance(value, list) else value
+
+
+def _with_added(saved: dict[str, Any]) -> dict[str, Any]:
+    for field in ADDED:
+        group, name = field.split(".")
+        if isinstance(saved.get(group), dict):
+            saved[group].setdefault(name, base()[group][name])
+    return saved

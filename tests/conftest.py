@@ -11,7 +11,14 @@ import optax
 import pytest
 
 from aae_jax.model import LIKELIHOODS, Model, autoencoder, encoder_heads
-from aae_jax.networks import MLP, Decoder, Discriminator, Encoder
+from aae_jax.networks import (
+    MLP,
+    ConvolutionalDecoder,
+    ConvolutionalTrunk,
+    Decoder,
+    Discriminator,
+    Encoder,
+)
 from aae_jax.phases import (
     Match,
     Penalty,
@@ -90,6 +97,7 @@ def _small_experiment(
     layout: str = "style",
     posterior: str = "deterministic",
     batch_norm: bool = False,
+    channels: int = 0,
     spectral_norm: bool = False,
     kernel_init: Any = None,
     penalties: Mapping[str, Penalty] | None = None,
@@ -101,8 +109,14 @@ def _small_experiment(
     init = kernel_init or nn.initializers.he_normal()
     axis = collective.axis_name
     inferred = 0 if layout == "style_and_given_label" else labels
+    trunk: nn.Module = MLP((16,), "relu", init, batch_norm, axis_name=axis)
+    decoder: nn.Module = Decoder(MLP((16,), "relu", init), IMAGE_SHAPE, init)
+    if channels:
+        layers = MLP((16,), "relu", init, batch_norm, 0.2, axis)
+        trunk = ConvolutionalTrunk(layers, IMAGE_SHAPE, channels)
+        decoder = ConvolutionalDecoder(layers, IMAGE_SHAPE, channels)
     encoder = Encoder(
-        MLP((16,), "relu", init, batch_norm, axis_name=axis),
+        trunk,
         encoder_heads(posterior, STYLE_DIM, inferred),
         init,
         batch_norm,
@@ -116,7 +130,7 @@ def _small_experiment(
     likelihood = changes.pop("likelihood", LIKELIHOODS["sigmoid"])
     model = autoencoder(
         encoder,
-        Decoder(MLP((16,), "relu", init), IMAGE_SHAPE, init),
+        decoder,
         discriminators,
         image_shape=IMAGE_SHAPE,
         style_dim=STYLE_DIM,

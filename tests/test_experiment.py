@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from aae_jax import recording, train
 from aae_jax.config import ConfigError, base, validate
+from aae_jax.data import load
 from aae_jax.experiment import build
 from aae_jax.phases import Batch
 from aae_jax.spec import SpecError
@@ -46,9 +47,9 @@ def tiny(**fields):
     return config
 
 
-def made(config, num_examples=42, num_classes=CLASSES):
+def made(config, num_examples=42, num_classes=CLASSES, shape=SHAPE):
     validate(config)
-    return build(config, image_shape=SHAPE, num_classes=num_classes, num_examples=num_examples)
+    return build(config, image_shape=shape, num_classes=num_classes, num_examples=num_examples)
 
 
 def batch(size=10, seed=0, labelled=True):
@@ -407,6 +408,100 @@ def test_networks_have_their_own_widths_and_initial_weights():
     assert 0.95 * bound < float(jnp.abs(first).max()) <= bound
     biases = [leaf for leaf in jax.tree.leaves(params) if leaf.ndim == 1]
     assert len(biases) == 7 and not any(leaf.any() for leaf in biases)
+
+
+# Convolutional networks
+
+
+@pytest.mark.parametrize("network", ["encoder", "decoder"])
+def test_channels_make_their_own_network_convolutional(network):
+    fields = {f"{network}.channels": 3, f"{network}.batch_norm": True}
+    state = shapes(made(tiny(**fields), shape=(8, 12, 1)))
+    kernels = {
+        "encoder": {"convolution_0": (4, 4, 1, 3), "convolution_1": (4, 4, 3, 6)},
+        "decoder": {"convolution_0": (3, 3, 6, 3), "output": (3, 3, 3, 1)},
+    }
+    layers = {**state.params["encoder"]["trunk"], **state.params["decoder"]}
+    found = {name: layers[name]["kernel"].shape for name in layers if "convolution" in name}
+    wanted = {name: shape for name, shape in kernels[network].items() if "convolution" in name}
+    assert found == wanted
+    output = state.params["decoder"]["output"]["kernel"].shape
+    assert output == ((3, 3, 3, 1) if network == "decoder" else (6, 8 * 12))
+    for name in ("encoder", "decoder"):
+        held = jax.tree.leaves(state.batch_stats[name])
+        assert len(held) == (6 if name == network else 0), "two images and one dense layer"
+
+
+def test_convolutions_have_the_options_of_their_network():
+    fields = {"encoder.channels": 50, "encoder.init": "normal(2.0)", "encoder.activation": "tanh"}
+    fields |= {"encoder.dropout": 0.5, "encoder.widths": (), "model.style_dim": 100}
+    fields |= {
+        "style.prior": "gaussian(100)",
+        "decoder.channels": 50,
+        "decoder.init": "normal(0.1)",
+    }
+    experiment = made(tiny(**fields))
+    params = jax.jit(experiment.init)(jax.random.key(3)).params
+    trunk, decoder = params["encoder"]["trunk"], params["decoder"]
+    assert 1.6 < float(trunk["convolution_0"]["kernel"].std()) < 2.4
+    assert 0.09 < float(decoder["convolution_0"]["kernel"].std()) < 0.11
+    assert 0.09 < float(decoder["grid"]["kernel"].std()) < 0.11
+    # A head that passes the 100 features of a 1 x 1 image on: tanh is within -1..1.
+    params["encoder"]["style"]["kernel"] = jnp.eye(100)
+    stats, images = shapes(experiment).batch_stats, batch(50).image
+    encode = jax.jit(experiment.model.encode, static_argnums=4)
+    keys = jax.random.split(jax.random.key(0), 50)
+    testing = np.asarray(encode(params, stats, images, keys, False)[0].style)
+    training = np.asarray(encode(params, stats, images, keys, True)[0].style)
+    assert (np.abs(testing) <= 1).all() and (testing < -0.5).any() and (testing != 0).all()
+    assert (training == 0).mean() == pytest.approx(0.5, abs=0.05)
+
+
+def test_a_universal_approximator_may_be_convolutional():
+    fields = {"model.posterior": "universal", "model.noise_dim": 5, "encoder.channels": 2}
+    experiment = made(tiny(**fields), shape=(8, 8, 1))
+    state = start(experiment)
+    kernel = state.params["encoder"]["trunk"]["hidden"]["dense_0"]["kernel"]
+    assert kernel.shape == (2 * 2 * 4 + 5, 6)
+    image = jnp.ones((10, 8, 8, 1))
+    encode = jax.jit(partial(experiment.model.encode, train=False))
+    keys = jax.random.split(jax.random.key(0), 10)
+    code, _ = encode(state.params, state.batch_stats, image, keys)
+    assert len(np.unique(np.asarray(code.style)[:, 0])) == 10, "each key another eta"
+
+
+@pytest.mark.parametrize("network", ["encoder", "decoder"])
+@pytest.mark.parametrize("shape", [(30, 28, 1), (28, 30, 3), (20,)])
+def test_data_that_do_not_fit_convolutions_are_named_in_one_line(network, shape):
+    with pytest.raises(ConfigError) as caught:
+        made(tiny(**{f"{network}.channels": 8}), shape=shape)
+    line = str(caught.value)
+    assert line.startswith(f"{network}.channels is 8, but ") and "\n" not in line
+    assert all(word in line for word in (str(list(shape)), "multiples of 4", "allowed: 0"))
+    made(tiny(), shape=shape)
+
+
+def test_a_convolutional_autoencoder_learns_the_digits():
+    fields = {"encoder.channels": 8, "decoder.channels": 8, **ONLY_RECONSTRUCTION}
+    for net in ("encoder", "decoder"):
+        fields |= {f"{net}.init": "he_normal()", f"{net}.widths": (64,)}
+    fields |= {"optimizers.autoencoder.name": "adam", "optimizers.autoencoder.learning_rate": 0.01}
+    experiment = made(
+        tiny(**fields, **{"model.style_dim": 8, "style.prior": "gaussian(8)"}), shape=(8, 8, 1)
+    )
+    image = jnp.asarray(load("digits").train.image[:640] / 255, jnp.float32).reshape(
+        10, 64, 8, 8, 1
+    )
+    state, step = jax.jit(experiment.init)(jax.random.key(0)), jax.jit(experiment.step)
+    losses = []
+    for number in range(60):
+        keys = jax.random.split(jax.random.key(number), 64)
+        examples = Batch(image[number % 10], jnp.zeros(64, jnp.int32), keys)
+        state, metrics = step(state, examples)
+        losses.append(float(metrics["reconstruction"]))
+    print(losses)
+    mean_image = 0.5 * float(((image - image.mean(axis=(0, 1))) ** 2).sum(axis=(2, 3, 4)).mean())
+    assert np.mean(losses[-10:]) < 0.8 * mean_image < np.mean(losses[:3])
 
 
 ACTIVATIONS = {

@@ -111,6 +111,13 @@ def spectral(small_experiment, collective):
     return small.state, (small.reconstruction, small.regularization, small.classification)
 
 
+def convolutional(small_experiment, collective):
+    """Batch norm per channel and dropout in convolutions."""
+    match = Match("style", priors.gaussian(3), divergences.gan())
+    small = small_experiment((match,), channels=4, batch_norm=True, collective=collective)
+    return small.state, (small.reconstruction, small.regularization)
+
+
 class Run(NamedTuple):
     """Some steps of an experiment, each a chunk of its own."""
 
@@ -178,7 +185,9 @@ def test_the_papers_run_is_the_same_on_any_devices(
 
 
 @pytest.mark.parametrize(
-    ("experiment", "mode"), [(normed, "pmap"), (spectral, "shard_map")], ids=["normed", "spectral"]
+    ("experiment", "mode"),
+    [(normed, "pmap"), (spectral, "shard_map"), (convolutional, "pmap")],
+    ids=["normed", "spectral", "convolutional"],
 )
 def test_every_phases_gradient_is_the_whole_batchs(small_experiment, experiment, mode):
     expected = run(experiment, small_experiment)

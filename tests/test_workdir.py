@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from aae_jax.config import base, validate
+from aae_jax.config import ADDED, base, validate
 from aae_jax.workdir import WorkdirError, claim, locked, read_config, write_text
 
 
@@ -174,6 +174,23 @@ def test_drafts_of_killed_processes_are_removed_and_nothing_else(tmp_path):
     claim(tmp_path, base())
     found = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
     assert found == {"config.json", ".hidden", ".notes.2026", "figures/codes.png"}
+
+
+def test_a_run_of_an_earlier_version_goes_on(tmp_path):
+    saved = json.loads(base().to_json())
+    for field in ADDED:
+        group, name = field.split(".")
+        del saved[group][name]
+    (tmp_path / "config.json").write_text(json.dumps(saved))
+    assert read_config(tmp_path) == base()
+    claim(tmp_path, base())
+    other = base()
+    other.encoder.channels = 8
+    assert "encoder.channels: 0 -> 8" in refusal(claim, tmp_path, other)
+    # What no version was without is not made up.
+    del saved["seed"], saved["decoder"]
+    (tmp_path / "config.json").write_text(json.dumps(saved))
+    assert not {"seed", "decoder"} & set(read_config(tmp_path))
 
 
 # Damaged and missing configs
