@@ -24,6 +24,7 @@ FILES = sorted(path.stem for path in FOLDER.glob("*.py"))
 VARIANTS = {
     "digits": [None],
     "faces_likelihood": [None],
+    "folder_images": [None],
     "mnist_autoencoder": [None],
     "mnist_classifier": ["100", "1000", "all"],
     "mnist_clustering": ["16", "30"],
@@ -44,6 +45,7 @@ NAMES = [f"{name}:{variant}" if variant else name for name, variant in EVERY]
 DATA = {
     "digits": ((8, 8, 1), 1200),
     "faces": ((48, 48, 1), 28_000),
+    "folder": ((36, 20, 3), 900),
     "mnist": ((28, 28, 1), 50_000),
     "svhn": ((32, 32, 3), 72_257),
 }
@@ -124,14 +126,18 @@ def test_a_config_builds_and_initialises(name, variant):
     assert experiment.phases == config.phases
     passes = experiment.num_steps * config.train.batch_size / size
     assert config.train.epochs <= passes < config.train.epochs + 1
-    pixels, widths = int(np.prod(shape)), config.encoder.widths
+    trunk, widths = params["encoder"]["trunk"], config.encoder.widths
+    convolutions = [trunk[name] for name in trunk if name.startswith("convolution")]
+    assert bool(convolutions) == (config.encoder.channels > 0)
+    # Two halvings, each to more channels.
+    inputs = int(np.prod(shape)) if not convolutions else 9 * 5 * 2 * config.encoder.channels
     outputs = config.model.style_dim * (1 + (config.model.posterior == "gaussian"))
     if config.model.layout != "style_and_given_label":
         outputs += config.model.labels
     normalised = 2 * (sum(widths) * config.encoder.batch_norm)
     normalised += 2 * outputs * config.encoder.head_batch_norm
-    assert size_of(params["encoder"]) == normalised + sum(
-        dense(a, b) for a, b in zip((pixels, *widths), (*widths, outputs), strict=True)
+    assert size_of(params["encoder"]) == size_of(convolutions) + normalised + sum(
+        dense(a, b) for a, b in zip((inputs, *widths), (*widths, outputs), strict=True)
     )
     assert set(params["discriminator"]) == {
         part for part in ("style", "label") if config[part].divergence

@@ -1,4 +1,4 @@
-"""Data sets as arrays in memory: scikit-learn's digits, TFDS, IDX files and .npz files.
+"""Data sets as arrays in memory: scikit-learn's digits, TFDS, IDX and .npz files, image folders.
 
 Whatever is wrong with a user's data is a `DataError` of one line: which file, what, what to do.
 """
@@ -9,18 +9,32 @@ import os
 import re
 import struct
 import zipfile
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from concurrent.futures import Executor, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from jaxtyping import Float32, Int32, UInt8
+from PIL import Image, UnidentifiedImageError
 
-KNOWN_SPECS = "digits, tfds:NAME, idx:DIR, npz:FILE"
+KNOWN_SPECS = "digits, tfds:NAME, idx:DIR, npz:FILE, folder:DIR"
 
 _IMAGE_MAGIC, _LABEL_MAGIC = 0x00000803, 0x00000801
 # One-hot labels and a network head are made for each class: 3,000,000 "classes" are a mistake.
 _MAX_CLASSES = 65_536
+
+_PARTS = ("train", "valid", "test")
+_UNLABELLED = ("unlabelled", "unlabeled")
+_IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp")
+# Of the many formats that pillow knows, some start other programs.
+_IMAGE_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "WEBP")
+# What file managers leave in folders, beside names that begin with a dot.
+_LEFT_BEHIND = ("Thumbs.db", "desktop.ini", "__MACOSX")
+_TEST_EVERY = 10
+
+ReadOut = TypeVar("ReadOut")
 
 
 class DataError(ValueError):
@@ -66,6 +80,14 @@ def load(spec: str, download: bool = False, data_dir: str | None = None) -> Sour
           `y_valid`: x is uint8 or float [n, h, w], [n, h, w, c] or [n, features], y integers [n].
           A missing y, like a label of -1, means unknown. Floats are taken as they are, uint8 is
           0..255.
+        `folder:DIR`, images in class folders: DIR/train/CLASS/, DIR/test/CLASS/ and perhaps
+          DIR/valid/CLASS/. From DIR/CLASS/ alone, every tenth image of a class, in the order of
+          their names, is a test image. Files are .png, .jpg, .jpeg, .bmp, .webp or .gif (of which
+          the first picture is read), all of one size. Labels are 0, 1, ... in the order of the
+          names of the training classes ("10" comes before "2"); in folders named `unlabelled` or
+          `unlabeled` they are -1. Images are grey, unless any file is in colour: then all have
+          three channels. Transparent pixels are laid over white. The order of the images is
+          shuffled, always alike, so that the last ones, held out by `split`, are of all classes.
       download: whether a TFDS set that is not on this disk may be downloaded and prepared. Nothing
         else touches the network.
       data_dir: where TFDS keeps prepared sets; by default $TFDS_DATA_DIR, else
@@ -80,7 +102,7 @@ def load(spec: str, download: bool = False, data_dir: str | None = None) -> Sour
     if "://" in spec or "://" in (data_dir or ""):
         raise DataError(
             f"{spec if '://' in spec else data_dir}: URLs are not read; "
-            "download the files first and name them by idx:DIR or npz:FILE"
+            "download the files first and name them by idx:DIR, npz:FILE or folder:DIR"
         )
     kind, _, place = spec.partition(":")
     if spec == "digits":
@@ -91,6 +113,8 @@ def load(spec: str, download: bool = False, data_dir: str | None = None) -> Sour
         return _idx(spec, _path(place))
     if place and kind == "npz":
         return _npz(spec, _path(place))
+    if place and kind == "folder":
+        return _folder(spec, _path(place))
     raise DataError(f"unknown data set {spec!r}: known are {KNOWN_SPECS}")
 
 
@@ -213,6 +237,183 @@ def _npz(spec: str, path: Path) -> Source:
             parts[part] = arrays[f"x_{part}"], arrays.get(f"y_{part}")
             names[part] = f"{path}: x_{part}", f"{path}: y_{part}"
     return _source(spec, parts, names)
+
+
+def _folder(spec: str, folder: Path) -> Source:
+    if not os.path.isdir(folder):
+        cause = "not a folder" if os.path.exists(folder) else "no such folder"
+        raise DataError(f"{folder}: {cause}; give the folder that holds the class folders")
+    found = _split_folders(folder)
+    classes = _class_names(found)
+    listed = {part: _shuffled(found[part], classes) for part in found}
+    with ThreadPoolExecutor() as pool:
+        shape = _common_shape([path for paths, _ in listed.values() for path in paths], pool)
+        parts = {
+            part: (_read_images(paths, shape, pool), label)
+            for part, (paths, label) in listed.items()
+        }
+    return _source(spec, parts, {}, len(classes))
+
+
+def _split_folders(folder: Path) -> dict[str, dict[str, list[Path]]]:
+    """Image files by part ("train", "test" and perhaps "valid") and class folder."""
+    names = [path.name for path in _listed(folder) if path.is_dir()]
+    if not set(names) & set(_PARTS):
+        return _cut(folder, _class_folders(folder))
+    for name in names:
+        if name not in _PARTS:
+            raise DataError(
+                f"{folder / name}: beside {', '.join(each for each in names if each in _PARTS)}, "
+                f"but not one of {', '.join(_PARTS)}; rename it or move it away"
+            )
+    for part in ("train", "test"):
+        if part not in names:
+            raise DataError(
+                f"{folder}: holds {', '.join(names)} but no {part}; add {folder / part}/CLASS, or "
+                "give class folders alone, of which every tenth image becomes a test image"
+            )
+    return {part: _class_folders(folder / part) for part in _PARTS if part in names}
+
+
+def _class_folders(folder: Path) -> dict[str, list[Path]]:
+    entries = _listed(folder)
+    for path in entries:
+        if path.suffix.lower() in _IMAGE_SUFFIXES and not path.is_dir():
+            raise DataError(
+                f"{path}: an image outside the class folders; move it to {folder}/CLASS, or to "
+                f"{folder / _UNLABELLED[0]} where its class is unknown"
+            )
+    classes = {path.name: _image_files(path) for path in entries if path.is_dir()}
+    if not classes:
+        raise DataError(f"{folder}: holds no class folders; put the images in {folder}/CLASS")
+    return classes
+
+
+def _image_files(folder: Path) -> list[Path]:
+    paths = _listed(folder)
+    for path in paths:
+        if path.suffix.lower() not in _IMAGE_SUFFIXES:
+            cause = "a folder inside a class folder" if path.is_dir() else "not an image file"
+            raise DataError(
+                f"{path}: {cause}; give {', '.join(_IMAGE_SUFFIXES)}, move anything else away"
+            )
+    if not paths:
+        raise DataError(f"{folder}: holds no images; put some there or remove the folder")
+    return paths
+
+
+def _listed(folder: Path) -> list[Path]:
+    """What is in a folder, by name, without hidden files."""
+    try:
+        names = sorted(os.listdir(folder))
+    except OSError as error:
+        raise DataError(
+            f"{folder}: cannot be read ({error.strerror}); give a folder that can"
+        ) from error
+    return [folder / name for name in names if name[0] != "." and name not in _LEFT_BEHIND]
+
+
+def _cut(folder: Path, classes: dict[str, list[Path]]) -> dict[str, dict[str, list[Path]]]:
+    """Sets every tenth image of each class apart for testing."""
+    test = {name: paths[_TEST_EVERY - 1 :: _TEST_EVERY] for name, paths in classes.items()}
+    train = {
+        name: [path for number, path in enumerate(paths, 1) if number % _TEST_EVERY]
+        for name, paths in classes.items()
+    }
+    if not any(test.values()):
+        raise DataError(
+            f"{folder}: no class has the {_TEST_EVERY} images of which one is for testing; add "
+            f"images, or choose yourself: {folder / 'train'}/CLASS and {folder / 'test'}/CLASS"
+        )
+    return {"train": train, "test": test}
+
+
+def _class_names(found: Mapping[str, Mapping[str, list[Path]]]) -> list[str]:
+    """The classes by label: those of the training images, or if none of these has one, of all."""
+
+    def named(parts: Iterable[str]) -> list[str]:
+        return sorted({name for part in parts for name in found[part] if not _unlabelled(name)})
+
+    classes = named(["train"]) or named(found)
+    for part in found:
+        for name in named([part]):
+            if name not in classes:
+                raise DataError(
+                    f"{found[part][name][0].parent}: a class without training images; add some, "
+                    f"or move these to {found[part][name][0].parents[1] / _UNLABELLED[0]}"
+                )
+    return classes
+
+
+def _unlabelled(name: str) -> bool:
+    return name.casefold() in _UNLABELLED
+
+
+def _shuffled(
+    by_class: Mapping[str, list[Path]], classes: Sequence[str]
+) -> tuple[list[Path], Int32[np.ndarray, "n"]]:
+    """Files and labels, the classes mixed."""
+    number = {name: label for label, name in enumerate(classes)}
+    pairs = [(path, number.get(name, -1)) for name in by_class for path in by_class[name]]
+    order = np.random.default_rng(0).permutation(len(pairs))
+    return [pairs[i][0] for i in order], np.array([pairs[i][1] for i in order], np.int32)
+
+
+def _common_shape(paths: Sequence[Path], pool: Executor) -> tuple[int, int, int]:
+    """Height, width and channels that all images share, from the files' headers."""
+    in_order = sorted(paths)
+    kinds = list(pool.map(partial(_with_image, read=_size_and_colour), in_order))
+    width, height = kinds[0][0]
+    for path, (size, _) in zip(in_order, kinds, strict=True):
+        if size != (width, height):
+            raise DataError(
+                f"images of mixed sizes (width x height): {in_order[0]} is {width} x {height}, "
+                f"{path} is {size[0]} x {size[1]}; scale or crop all images to one size"
+            )
+    return height, width, 3 if any(colour for _, colour in kinds) else 1
+
+
+def _read_images(
+    paths: Sequence[Path], shape: tuple[int, int, int], pool: Executor
+) -> UInt8[np.ndarray, "n h w c"]:
+    images = np.empty((len(paths), *shape), np.uint8)
+
+    def read(number: int) -> None:
+        images[number] = _with_image(paths[number], partial(_pixels, channels=shape[2]))
+
+    for _ in pool.map(read, range(len(paths))):
+        pass
+    return images
+
+
+def _with_image(path: Path, read: Callable[[Image.Image], ReadOut]) -> ReadOut:
+    try:
+        with Image.open(path, formats=_IMAGE_FORMATS) as image:
+            return read(image)
+    # A damaged file fails in pillow, zlib or struct, each in its way.
+    except Exception as error:
+        unknown = isinstance(error, UnidentifiedImageError)
+        cause = "no image of a known format" if unknown else _reason(error)
+        raise DataError(
+            f"{path}: cannot be read ({cause}); write the image again or move it away"
+        ) from error
+
+
+def _size_and_colour(image: Image.Image) -> tuple[tuple[int, int], bool]:
+    if image.mode == "F" or image.mode.startswith("I"):
+        raise ValueError(f"pixels of pillow's mode {image.mode} instead of 8 bits")
+    if image.mode == "P":
+        palette = np.asarray(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
+        return image.size, bool((palette != palette[:, :1]).any())
+    return image.size, image.mode not in ("1", "L", "LA")
+
+
+def _pixels(image: Image.Image, channels: int) -> UInt8[np.ndarray, "h w c"]:
+    if image.has_transparency_data:
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image.convert("RGBA"))
+    mode = "L" if channels == 1 else "RGB"
+    return np.asarray(image.convert(mode)).reshape(image.height, image.width, channels)
 
 
 def _tfds(spec: str, name: str, download: bool, data_dir: str | None) -> Source:

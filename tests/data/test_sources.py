@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
-from aae_jax.data import Arrays, DataError, load
+from aae_jax.data import Arrays, DataError, load, split
 
 # TensorFlow, which TFDS writes with: quiet, without asking for a cloud machine.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -197,6 +198,167 @@ def test_npz_other_arrays_are_not_looked_at(tmp_path):
     assert load(f"npz:{path}").num_classes == 3
 
 
+# --- image folders ------------------------------------------------------------------------------
+
+GREY, COLOUR = (5, 4), (5, 4, 3)
+
+
+def pixels(seed: int, shape=GREY) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
+
+
+def write_image(path: Path, image: np.ndarray | Image.Image, **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = image if isinstance(image, Image.Image) else Image.fromarray(image)
+    image.save(path, **options)
+
+
+def write_folder(root: Path, counts: dict[str, int], shape=GREY) -> dict[bytes, str]:
+    """Writes so many images to each folder; where each one is, by its bytes."""
+    where = {}
+    for folder, count in counts.items():
+        for i in range(count):
+            image = pixels(len(where), shape)
+            write_image(root / folder / f"{i:03}.png", image)
+            where[image.tobytes()] = f"{folder}/{i:03}"
+    return where
+
+
+def places(arrays: Arrays, where: dict[bytes, str]) -> dict[str, int]:
+    """Where each image was found, with its label."""
+    found = [where[image.tobytes()] for image in arrays.image]
+    assert len(set(found)) == len(found)
+    return dict(zip(found, arrays.label.tolist(), strict=True))
+
+
+def of_folders(counts: dict[str, int], labels: dict[str, int]) -> dict[str, int]:
+    return {f"{f}/{i:03}": label for f, label in labels.items() for i in range(counts[f])}
+
+
+@pytest.mark.parametrize("shape", [GREY, COLOUR])
+def test_folder_round_trip(tmp_path, shape):
+    counts = {"train/b": 3, "train/10": 2, "train/2": 4, "valid/2": 1, "valid/b": 2}
+    counts |= {"test/b": 2, "test/10": 1, "train/unlabelled": 3, "test/Unlabeled": 1}
+    where = write_folder(tmp_path, counts, shape)
+    source = load(f"folder:{tmp_path}")
+    # Names in the order of their letters: 10, 2, b.
+    train = {"train/10": 0, "train/2": 1, "train/b": 2, "train/unlabelled": -1}
+    assert places(source.train, where) == of_folders(counts, train)
+    assert places(source.valid, where) == of_folders(counts, {"valid/2": 1, "valid/b": 2})
+    test = {"test/10": 0, "test/b": 2, "test/Unlabeled": -1}
+    assert places(source.test, where) == of_folders(counts, test)
+    assert source.train.image.shape == (12, 5, 4, 3 if shape == COLOUR else 1)
+    assert source.train.image.dtype == np.uint8 and source.train.label.dtype == np.int32
+    assert source.num_classes == 3 and source.name == f"folder:{tmp_path}"
+
+
+def test_folder_of_classes_alone_gives_every_tenth_image_to_the_test_set(tmp_path):
+    counts = {"cat": 25, "dog": 9, "unlabelled": 10}
+    where = write_folder(tmp_path, counts)
+    source = load(f"folder:{tmp_path}")
+    everything = of_folders(counts, {"cat": 0, "dog": 1, "unlabelled": -1})
+    test = {"cat/009": 0, "cat/019": 0, "unlabelled/009": -1}
+    assert places(source.test, where) == test
+    train = places(source.train, where)
+    assert {**train, **test} == everything and not set(train) & set(test)
+    assert source.valid is None and source.num_classes == 2
+
+
+def test_folder_images_are_mixed_and_always_in_the_same_order(tmp_path):
+    write_folder(tmp_path, {"a": 200, "b": 200, "c": 200})
+    source = load(f"folder:{tmp_path}")
+    # So that images held out from the end are of all classes.
+    held_out = split(source, 60, -1, 0).valid.label
+    assert np.bincount(held_out).min() > 5
+    again = load(f"folder:{tmp_path}")
+    assert_same(again.train, *source.train)
+    assert_same(again.test, *source.test)
+
+
+def test_folder_without_labels_or_with_test_labels_alone(tmp_path):
+    counts = {"train/unlabelled": 3, "test/unlabeled": 2}
+    write_folder(tmp_path, counts)
+    assert load(f"folder:{tmp_path}").num_classes == 0
+    write_folder(tmp_path, {"test/b": 1, "test/a": 1})
+    source = load(f"folder:{tmp_path}")
+    assert (source.train.label == -1).all() and source.num_classes == 2
+    assert sorted(source.test.label.tolist()) == [-1, -1, 0, 1]
+
+
+def test_folder_leaves_out_hidden_files(tmp_path):
+    write_folder(tmp_path, {"train/a": 2, "test/a": 1, "train/.cache": 1, "__MACOSX/a": 1})
+    for name in (".DS_Store", "Thumbs.db", "desktop.ini", ".000.png"):
+        (tmp_path / "train" / "a" / name).write_text("no image")
+        (tmp_path / "train" / name).write_text("no image")
+    (tmp_path / "README.txt").write_text("beside the folders, anything that is no image")
+    source = load(f"folder:{tmp_path}")
+    assert len(source.train.image) == 2 and source.num_classes == 1
+
+
+@pytest.mark.parametrize("suffix", [".png", ".bmp", ".webp", ".gif", ".jpg", ".jpeg", ".PNG"])
+def test_folder_formats(tmp_path, suffix):
+    for part in ("train", "test"):
+        options = {"lossless": True} if suffix == ".webp" else {"quality": 95}
+        even = np.full(COLOUR if suffix == ".webp" else GREY, 77, np.uint8)
+        write_image(tmp_path / part / "a" / f"x{suffix}", even, **options)
+    image = load(f"folder:{tmp_path}").train.image
+    assert image.shape == (1, 5, 4, 3 if suffix == ".webp" else 1)
+    assert np.abs(image.astype(int) - 77).max() <= 2
+
+
+def test_folder_reads_the_first_picture_of_an_animation(tmp_path):
+    frames = [Image.new("L", (4, 5), value) for value in (10, 200)]
+    write_image(tmp_path / "train/a/x.gif", frames[0], save_all=True, append_images=frames[1:])
+    write_image(tmp_path / "test/a/x.png", frames[1])
+    assert (load(f"folder:{tmp_path}").train.image == 10).all()
+
+
+def transparent(alpha: np.ndarray) -> Image.Image:
+    image = Image.fromarray(pixels(0, COLOUR)).convert("RGBA")
+    image.putalpha(Image.fromarray(alpha))
+    return image
+
+
+MODES = {
+    "L": (lambda: Image.fromarray(pixels(0)), pixels(0)[..., None]),
+    "1": (
+        lambda: Image.fromarray(pixels(0)).point(lambda v: 255 * (v > 99), "1"),
+        np.uint8(255 * (pixels(0) > 99))[..., None],
+    ),
+    "RGB": (lambda: Image.fromarray(pixels(0, COLOUR)), pixels(0, COLOUR)),
+    "RGBA": (lambda: transparent(np.full(GREY, 255, np.uint8)), pixels(0, COLOUR)),
+    # Wholly transparent pixels hold whatever the program that wrote them left there.
+    "RGBA, transparent": (
+        lambda: transparent(np.uint8(255 * (pixels(1) > 99))),
+        np.where((pixels(1) > 99)[..., None], pixels(0, COLOUR), np.uint8(255)),
+    ),
+    "LA": (
+        lambda: Image.merge("LA", (Image.fromarray(pixels(0)), Image.new("L", (4, 5), 0))),
+        np.full((5, 4, 1), 255, np.uint8),
+    ),
+    "P, grey": (lambda: Image.fromarray(pixels(0)).convert("P"), pixels(0)[..., None]),
+    "P": (lambda: Image.fromarray(pixels(0, COLOUR) & 128).quantize(8), pixels(0, COLOUR) & 128),
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_folder_converts_to_grey_or_colour(tmp_path, mode):
+    make, expected = MODES[mode]
+    image = make()
+    assert image.mode == mode.split(",")[0]
+    for part in ("train", "test"):
+        write_image(tmp_path / part / "a" / "x.png", image)
+    np.testing.assert_array_equal(load(f"folder:{tmp_path}").train.image[0], expected)
+
+
+def test_folder_with_one_colour_image_is_in_colour(tmp_path):
+    write_image(tmp_path / "train/a/x.png", pixels(0))
+    write_image(tmp_path / "test/a/x.png", pixels(1, COLOUR))
+    source = load(f"folder:{tmp_path}")
+    np.testing.assert_array_equal(source.train.image[0], np.stack([pixels(0)] * 3, axis=-1))
+    np.testing.assert_array_equal(source.test.image[0], pixels(1, COLOUR))
+
+
 # --- bad data -----------------------------------------------------------------------------------
 
 
@@ -258,6 +420,35 @@ def ragged(n: int) -> np.ndarray:
     images = np.empty(n, object)
     images[:] = [np.zeros((5, 4 + i % 2), np.uint8) for i in range(n)]
     return images
+
+
+def bad_folder(name: str, change):
+    """A good folder but for one thing, named by the path in it that the error must name."""
+
+    def build(tmp_path: Path) -> tuple[str, str]:
+        write_folder(tmp_path, {"train/a": 3, "train/b": 2, "test/a": 2, "valid/b": 1})
+        change(tmp_path / name)
+        return f"folder:{tmp_path}", str(tmp_path / name)
+
+    return build
+
+
+def bad_classes(name: str, change, counts=None):
+    def build(tmp_path: Path) -> tuple[str, str]:
+        write_folder(tmp_path, counts or {"a": 12, "b": 10})
+        change(tmp_path / name)
+        return f"folder:{tmp_path}", str(tmp_path / name)
+
+    return build
+
+
+def cut_short(path: Path):
+    write_image(path, pixels(0, (64, 64)))
+    path.write_bytes(path.read_bytes()[:2000])
+
+
+def write_text(path: Path):
+    path.write_text("<html>404</html>")
 
 
 TRAIN_IMAGES, TRAIN_LABELS = IMAGE_FILE["train"], LABEL_FILE["train"]
@@ -380,6 +571,78 @@ CORRUPTIONS = {
         bad_npz(lambda a: {"x_train": a["x_train"][:, 0, 0]}),
         "[n, h, w]",
     ),
+    "folder missing": (
+        lambda tmp_path: (f"folder:{tmp_path}/none", f"{tmp_path}/none"),
+        "no such folder",
+    ),
+    "folder is a file": (
+        lambda tmp_path: (
+            f"folder:{shutil.copy(__file__, tmp_path / 'file')}",
+            str(tmp_path / "file"),
+        ),
+        "not a folder",
+    ),
+    "folder empty": (bad_folder("", lambda p: [shutil.rmtree(x) for x in p.iterdir()]), "CLASS"),
+    "folder without train": (bad_folder("train", shutil.rmtree), "no train"),
+    "folder without test": (bad_folder("test", shutil.rmtree), "no test"),
+    "folder beside train": (bad_folder("val", Path.mkdir), "not one of train, valid, test"),
+    "folder of train without classes": (
+        bad_folder("train", lambda p: [shutil.rmtree(x) for x in p.iterdir()]),
+        "no class folders",
+    ),
+    "folder of a class empty": (bad_folder("train/c", Path.mkdir), "holds no images"),
+    "folder of a class with hidden files only": (
+        bad_folder("test/b", lambda p: (p.mkdir(), write_text(p / ".x.png"))),
+        "holds no images",
+    ),
+    "folder of a class in a class": (
+        bad_folder("train/a/more", Path.mkdir),
+        "a folder inside a class folder",
+    ),
+    "folder with a test class alone": (
+        bad_folder("test/c", lambda p: write_image(p / "x.png", pixels(0))),
+        "without training images",
+    ),
+    "image outside the classes": (
+        bad_folder("train/x.PNG", lambda p: write_image(p, pixels(0))),
+        "outside the class folders",
+    ),
+    "image outside the classes alone": (
+        bad_classes("x.jpeg", lambda p: write_image(p, pixels(0))),
+        "outside the class folders",
+    ),
+    "classes of fewer than ten images": (bad_classes("", lambda p: None, {"a": 9, "b": 2}), "10"),
+    "image of a format not read": (
+        bad_folder("test/a/x.tif", lambda p: write_image(p, pixels(0))),
+        "not an image file",
+    ),
+    "image that is text": (bad_folder("train/a/001.png", write_text), "no image of a known format"),
+    "image empty": (bad_folder("valid/b/000.png", lambda p: p.write_bytes(b"")), "cannot be read"),
+    "image cut short": (
+        lambda tmp_path: (
+            write_folder(tmp_path, {"train/b": 1, "test/b": 1}, (64, 64)),
+            cut_short(tmp_path / "train/b/0.png"),
+            (f"folder:{tmp_path}", str(tmp_path / "train/b/0.png")),
+        )[-1],
+        "cannot be read",
+    ),
+    "image that is a folder": (bad_folder("train/a/x.png", Path.mkdir), "cannot be read"),
+    "image of a link to nothing": (
+        bad_folder("train/a/x.png", lambda p: p.symlink_to("/nowhere/x.png")),
+        "cannot be read",
+    ),
+    "image of 16 bits": (
+        bad_folder("train/a/x.png", lambda p: write_image(p, np.full(GREY, 999, np.uint16))),
+        "mode I;16",
+    ),
+    "image of another size": (
+        bad_folder("train/a/x.png", lambda p: write_image(p, pixels(0, (6, 3)))),
+        "000.png is 4 x 5, ",
+    ),
+    "image of another size in the test set": (
+        bad_folder("test/a/x.png", lambda p: write_image(p, pixels(0, (6, 3)))),
+        "x.png is 3 x 6; ",
+    ),
     "video": (bad_npz(lambda a: {"x_train": a["x_train"][..., None, None]}), "[n, h, w]"),
 }
 
@@ -395,13 +658,13 @@ def test_bad_data_is_one_line_that_names_file_and_cause(tmp_path, case):
 
 @pytest.mark.parametrize(
     "spec",
-    ["", "mnist", "digits:8", "tfds", "tfds:", "idx:", "npz:", "npz", "folder:x", ":x", "Digits"],
+    ["", "mnist", "digits:8", "tfds", "tfds:", "idx:", "npz:", "npz", "folder:", ":x", "Digits"],
 )
 def test_unknown_specs_list_the_known_ones(spec):
-    assert error_of(spec).endswith("known are digits, tfds:NAME, idx:DIR, npz:FILE")
+    assert error_of(spec).endswith("known are digits, tfds:NAME, idx:DIR, npz:FILE, folder:DIR")
 
 
-@pytest.mark.parametrize("spec", ["http://a/b.npz", "npz:https://a/b.npz", "idx:gs://a/b"])
+@pytest.mark.parametrize("spec", ["http://a/b.npz", "npz:https://a/b.npz", "folder:gs://a/b"])
 def test_urls_are_refused(spec):
     assert spec in error_of(spec) and "URLs are not read" in error_of(spec)
 
