@@ -266,6 +266,14 @@ def test_sigma_and_clusters_are_chosen_on_images_held_out_of_training(name):
     assert config_of(name, VARIANTS[name][0]).data.validation == 10_000, "train[50000:]"
 
 
+def test_ones_own_images_are_met_by_convolutions_and_pixels_stay_in_0_to_1():
+    config = config_of("folder_images", None)
+    params = abstract_state("folder_images", None).params
+    assert "convolution_0" in params["encoder"]["trunk"] and "grid" in params["decoder"]
+    assert (config.data.preprocessing, config.decoder.output) == ("unit", "sigmoid")
+    assert config.style.prior.startswith("gaussian(16")
+
+
 def test_published_figures_are_those_of_the_tables():
     def paper(name, variant):
         return list(config_of(name, variant).paper.values())

@@ -351,12 +351,14 @@ def test_folder_converts_to_grey_or_colour(tmp_path, mode):
     np.testing.assert_array_equal(load(f"folder:{tmp_path}").train.image[0], expected)
 
 
-def test_folder_with_one_colour_image_is_in_colour(tmp_path):
-    write_image(tmp_path / "train/a/x.png", pixels(0))
-    write_image(tmp_path / "test/a/x.png", pixels(1, COLOUR))
+@pytest.mark.parametrize(("grey", "colour"), [("train", "test"), ("test", "train")])
+def test_folder_with_one_colour_image_is_in_colour(tmp_path, grey, colour):
+    write_image(tmp_path / grey / "a/x.png", pixels(0))
+    write_image(tmp_path / colour / "a/x.png", pixels(1, COLOUR))
     source = load(f"folder:{tmp_path}")
-    np.testing.assert_array_equal(source.train.image[0], np.stack([pixels(0)] * 3, axis=-1))
-    np.testing.assert_array_equal(source.test.image[0], pixels(1, COLOUR))
+    found = getattr(source, grey).image[0], getattr(source, colour).image[0]
+    np.testing.assert_array_equal(found[0], np.stack([pixels(0)] * 3, axis=-1))
+    np.testing.assert_array_equal(found[1], pixels(1, COLOUR))
 
 
 # --- bad data -----------------------------------------------------------------------------------
