@@ -361,6 +361,11 @@ def _optimizer(
     match fields.name:
         case "sgd":
             return optax.sgd(learning_rate, momentum or None)
+        case "adam" if not momentum:
+            # Adam, without the first moment that it would keep and move for nothing.
+            return optax.rmsprop(
+                learning_rate, decay=0.999, eps_in_sqrt=False, bias_correction=True
+            )
         case "adam":
             return optax.adam(learning_rate, b1=momentum)
         case "adamw":
