@@ -8,6 +8,7 @@ devices, under `shard_map` its part of arrays that span all; `own` and `whole` l
 to the other, and are the identity on a single process.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -21,6 +22,8 @@ from aae_jax.state import ALONE, Collective, across
 AXIS = "data"
 MODES = ("pmap", "shard_map")
 Chunk = Callable[[Any, Any, Any], tuple[Any, Any]]
+# The errors that XLA's collectives end with come in several classes, and all with a status first.
+_FAILED_COLLECTIVE = re.compile("(UNKNOWN|UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|INTERNAL): ")
 # A process that is silent for so long is taken for dead, and the others stop.
 HEARTBEAT_SECONDS = 20
 # Processes that have trained wait so long for the first one, which draws the report.
@@ -96,7 +99,7 @@ def lost(error: BaseException | None) -> str | None:
     """What to tell of a collective that failed because another process is gone; None otherwise."""
     if not jax.distributed.is_initialized():
         return None
-    while error is not None and not isinstance(error, jax.errors.JaxRuntimeError):
+    while error is not None and not _FAILED_COLLECTIVE.match(str(error)):
         error = error.__cause__ or error.__context__
     if error is None:
         return None

@@ -363,6 +363,27 @@ def test_a_coordinator_that_cannot_be_joined_is_one_line(monkeypatch):
         parallel.start(parallel.Processes("yes"), {})
 
 
+def test_a_failed_collective_is_told_apart_from_other_faults(monkeypatch):
+    def chained(inner, outer):
+        try:
+            try:
+                raise inner
+            except Exception as error:
+                raise outer from error
+        except Exception as error:
+            return error
+
+    gone = ValueError("UNKNOWN: Gloo AllGather failed: Connection reset by peer")
+    assert parallel.lost(gone) is None, "there is no other process"
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+    for error in (gone, chained(gone, RuntimeError("cannot write checkpoint"))):
+        told = parallel.lost(error)
+        assert "another one is gone; start all of them again" in told
+        assert "Connection reset by peer" in told and "\n" not in told
+    for error in (ValueError("an UNKNOWN: animal"), chained(KeyError("a"), TypeError("b"))):
+        assert parallel.lost(error) is None
+
+
 def test_a_single_process_agrees_with_itself():
     assert parallel.is_first()
     assert parallel.agreed(True) is True and parallel.agreed(False) is False
