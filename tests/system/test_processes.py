@@ -19,6 +19,7 @@ PAPERS = (
         for field, value in (("name", "sgd"), ("learning_rate", rate), ("momentum", momentum))
     ),
 )
+SHORT = "--config.train.epochs=9"
 
 
 def start_both(system, workdir, *flags):
@@ -47,7 +48,7 @@ def numbers(rows):
 def alone(system, tmp_path_factory):
     """The same run as a single process."""
     workdir = tmp_path_factory.mktemp("alone") / "run"
-    ended = system.train(workdir, *PAPERS).wait()
+    ended = system.train(workdir, *PAPERS, SHORT).wait()
     assert ended.status == 0, ended
     return workdir
 
@@ -55,20 +56,19 @@ def alone(system, tmp_path_factory):
 def test_two_processes_have_the_curve_of_one(system, alone, tmp_path):
     """Only process 0 writes and speaks."""
     workdir = tmp_path / "run"
-    ended = [process.wait() for process in start_both(system, workdir)]
+    ended = [process.wait() for process in start_both(system, workdir, SHORT)]
     assert [each.status for each in ended] == [0, 0], ended
     assert "step" not in ended[1].out
     assert (workdir / "report.html").exists()
     rows, expected = numbers(system.metrics(workdir)), numbers(system.metrics(alone))
     assert [row.keys() for row in rows] == [row.keys() for row in expected]
     for row, other in zip(rows, expected, strict=True):
-        # Rounding is all that differs, but grows with the steps.
-        if row["step"] <= 100:
-            # One example of a batch on the other side of the boundary is 1 % of an accuracy.
-            smooth = {name for name in row if "accuracy" not in name}
-            assert {name: row[name] for name in smooth} == pytest.approx(
-                {name: other[name] for name in smooth}, rel=1e-4, abs=1e-5
-            )
+        # One example of a batch on the other side of the boundary is 1 % of an accuracy.
+        smooth = {name for name in row if "accuracy" not in name}
+        # Rounding is all that differs, but it grows with the steps: the run is short.
+        assert {name: row[name] for name in smooth} == pytest.approx(
+            {name: other[name] for name in smooth}, rel=1e-4, abs=1e-5
+        )
 
 
 def test_processes_stop_together_and_go_on_in_any_number(system, tmp_path):
