@@ -48,9 +48,9 @@ DESIGNS = {
         prior_std=5.0,
         input_noise=0.0,
         optimizers={
-            "autoencoder": Optimizer("adam", 3e-4, 0.9),
-            "discriminator": Optimizer("adam", 2e-3, 0.0),
-            "generator": Optimizer("adam", 2e-3, 0.0),
+            "autoencoder": Optimizer("adam", 1e-3, 0.9),
+            "discriminator": Optimizer("adam", 4e-4, 0.0),
+            "generator": Optimizer("adam", 2e-4, 0.0),
         },
     ),
     "E11": Design(

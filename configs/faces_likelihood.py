@@ -24,7 +24,7 @@ def get_config() -> ConfigDict:
     config.model.style_dim = 15
     config.style.prior = "gaussian(15, std=10.0)"
     config.decoder.output = "linear"
-    use_adam(config)
+    use_adam(config, autoencoder=1e-3, discriminator=2e-3, generator=1e-3)
     config.train.epochs = 50.0
     config.evaluation.samples = 3500
     config.evaluation.parzen_samples = 10_000

@@ -13,7 +13,7 @@ from aae_jax.config import mnist, use_adam
 def get_config() -> ConfigDict:
     """An 8-D Gaussian code of standard deviation 5."""
     config = mnist()
-    use_adam(config)
+    use_adam(config, autoencoder=1e-3, discriminator=2e-3, generator=1e-3)
     config.experiment = "E6"
     config.title = "Adversarial autoencoder on MNIST, 8-D Gaussian prior (Table 1)"
     config.model.style_dim = 8

@@ -19,6 +19,6 @@ def get_config() -> ConfigDict:
     # The style is Gaussian for every label alike, see mnist_supervised.py.
     config.style.prior = "unconditional(gaussian(20, std=1.0), modes=10)"
     config.style.label_informed = True
-    use_adam(config)
+    use_adam(config, autoencoder=1e-3, discriminator=2e-3, generator=1e-3)
     config.evaluation.sample_quality = True
     return config
