@@ -5,6 +5,7 @@ resumes at step 1000 asks for the rows of step 1000; there is no iterator whose 
 """
 
 import zlib
+from functools import lru_cache
 
 import numpy as np
 from jaxtyping import Int32
@@ -75,6 +76,8 @@ def rows(
     return order.reshape(num_steps, batch_size)
 
 
+# Chunks ask for few steps at a time, and a permutation of millions takes longer than these.
+@lru_cache(maxsize=4)
 def _epoch(
     seed: int, num_examples: int, epoch: int, stream: str | int
 ) -> Int32[np.ndarray, "num_examples"]:
