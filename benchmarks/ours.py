@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from aae_jax import parallel, train
 from aae_jax.config import mnist, use_adam
-from aae_jax.data import order, preprocessing
+from aae_jax.data import Arrays, order, preprocessing
 from aae_jax.step import Examples, Rows, chunk
 from benchmarks.workload import Round, Workload, examples
 from configs import mnist_gaussian, mnist_semisupervised
@@ -63,7 +63,8 @@ def contender(workload: Workload) -> Callable[[], Round]:
         run.mesh,
         run.config.train.parallel,
     )
-    data = Examples(run.splits.train.image, run.splits.train.label)
+    assert isinstance(run.splits.train, Arrays)
+    data = Examples(*run.splits.train)
     placed = jax.device_put(data, parallel.replicated(run.mesh))
     state, first = train.initial_state(run), 0
 

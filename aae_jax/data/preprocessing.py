@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float, Float32, Float64, UInt8
 
 from aae_jax.data.sources import DataError, read_npz
+from aae_jax.data.stored import StoredImages
 from aae_jax.files import write_whole
 
 NAMES = ("unit", "standardize_pixels", "standardize")
@@ -68,7 +69,7 @@ def denormalize(
 
 def fit(
     name: str,
-    train_images: UInt8[np.ndarray, "n *shape"] | Float32[np.ndarray, "n *shape"],
+    train_images: UInt8[np.ndarray | StoredImages, "n *shape"] | Float32[np.ndarray, "n *shape"],
 ) -> Preprocessing:
     """Computes the constants from training images, block by block in float64.
 
@@ -77,7 +78,8 @@ def fit(
         "standardize_pixels": mean and standard deviation of each pixel over the images (the paper's
         appendix A.1 for faces, A.2.2 for SVHN), where a nearly constant pixel keeps scale 1;
         "standardize": one mean and standard deviation over all pixels and images.
-      train_images: training images, in no case validation or test images.
+      train_images: training images, in no case validation or test images. Stored ones are read
+        twice, and give the same constants.
 
     Returns:
       The constants, scalars or of the shape of one image.
@@ -130,7 +132,7 @@ def load(path: str | Path) -> Preprocessing:
 
 
 def _mean_and_std(
-    images: np.ndarray, per_pixel: bool
+    images: np.ndarray | StoredImages, per_pixel: bool
 ) -> tuple[Float64[np.ndarray, "*shape"], Float64[np.ndarray, "*shape"]]:
     """Two passes: the squares of deviations do not cancel as squares of values would."""
     axes = 0 if per_pixel else None
@@ -140,7 +142,12 @@ def _mean_and_std(
     return mean, np.asarray(np.sqrt(squares / count))
 
 
-def _blocks(images: np.ndarray) -> Iterator[Float64[np.ndarray, "block *shape"]]:
-    for start in range(0, len(images), _BLOCK):
-        block = images[start : start + _BLOCK].astype(np.float64)
+def _blocks(images: np.ndarray | StoredImages) -> Iterator[Float64[np.ndarray, "block *shape"]]:
+    for block in images.blocks(_BLOCK) if isinstance(images, StoredImages) else _cut(images):
+        block = block.astype(np.float64)
         yield block / 255 if images.dtype == np.uint8 else block
+
+
+def _cut(images: np.ndarray) -> Iterator[np.ndarray]:
+    for start in range(0, len(images), _BLOCK):
+        yield images[start : start + _BLOCK]

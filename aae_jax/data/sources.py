@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-from jaxtyping import Float32, Int32, UInt8
+from jaxtyping import Float32, Int32, Integer, UInt8
 from PIL import Image, UnidentifiedImageError
+
+from aae_jax.data.stored import PIECE, StoredImages, ahead, num_threads
 
 KNOWN_SPECS = "digits, tfds:NAME, idx:DIR, npz:FILE, folder:DIR"
 
@@ -56,17 +58,29 @@ class Arrays(NamedTuple):
     label: Int32[np.ndarray, "n"]
 
 
+class Stored(NamedTuple):
+    """The same, but the images, uint8 [n, h, w, c], stay on disk."""
+
+    image: StoredImages
+    label: Int32[np.ndarray, "n"]
+
+
 class Source(NamedTuple):
-    """A whole data set as its authors split it; num_classes is 0 where no label is known."""
+    """A whole data set as its authors split it; num_classes is 0 where no label is known.
+
+    Only training images can be stored ones.
+    """
 
     name: str
-    train: Arrays
+    train: Arrays | Stored
     valid: Arrays | None
     test: Arrays
     num_classes: int
 
 
-def load(spec: str, download: bool = False, data_dir: str | None = None) -> Source:
+def load(
+    spec: str, download: bool = False, data_dir: str | None = None, streaming: bool = False
+) -> Source:
     """Loads a data set into memory.
 
     Args:
@@ -92,6 +106,8 @@ def load(spec: str, download: bool = False, data_dir: str | None = None) -> Sour
         else touches the network.
       data_dir: where TFDS keeps prepared sets; by default $TFDS_DATA_DIR, else
         ~/tensorflow_datasets. Only `tfds:` uses it.
+      streaming: whether training images stay on disk, as `StoredImages`; for `tfds:` alone. They
+        must be uint8; all else is read as ever.
 
     Returns:
       The source, with images [n, h, w, c] (grey images get c = 1) or table rows [n, features].
@@ -105,10 +121,12 @@ def load(spec: str, download: bool = False, data_dir: str | None = None) -> Sour
             "download the files first and name them by idx:DIR, npz:FILE or folder:DIR"
         )
     kind, _, place = spec.partition(":")
+    if streaming and kind != "tfds":
+        raise DataError(f"{spec}: cannot be streamed; data.streaming reads tfds:NAME")
     if spec == "digits":
         return _digits()
     if place and kind == "tfds":
-        return _tfds(spec, place, download, data_dir)
+        return _tfds(spec, place, download, data_dir, streaming)
     if place and kind == "idx":
         return _idx(spec, _path(place))
     if place and kind == "npz":
@@ -416,7 +434,7 @@ def _pixels(image: Image.Image, channels: int) -> UInt8[np.ndarray, "h w c"]:
     return np.asarray(image.convert(mode)).reshape(image.height, image.width, channels)
 
 
-def _tfds(spec: str, name: str, download: bool, data_dir: str | None) -> Source:
+def _tfds(spec: str, name: str, download: bool, data_dir: str | None, streaming: bool) -> Source:
     parsed = re.fullmatch(r"(\w+)(?:/([\w.\-]+))?(?::(\d+\.\d+\.\d+))?", name)
     if parsed is None:
         raise DataError(
@@ -432,7 +450,7 @@ def _tfds(spec: str, name: str, download: bool, data_dir: str | None) -> Source:
         )
     if folder is None:
         folder = _prepare(spec, name, root)
-    return _read_tfds(spec, folder)
+    return _read_tfds(spec, folder, streaming)
 
 
 def _prepared_folder(root: Path, name: str, config: str | None, version: str | None) -> Path | None:
@@ -469,7 +487,7 @@ def _prepare(spec: str, name: str, root: Path) -> Path:
     return Path(builder.data_dir)
 
 
-def _read_tfds(spec: str, folder: Path) -> Source:
+def _read_tfds(spec: str, folder: Path, streaming: bool) -> Source:
     import tensorflow_datasets as tfds
 
     try:
@@ -480,11 +498,15 @@ def _read_tfds(spec: str, folder: Path) -> Source:
         raise _unreadable(folder, error) from error
     splits = {split: info.num_examples for split, info in builder.info.splits.items()}
     _require_layout(folder, formats, features, splits)
-    parts, names = {}, {}
+    parts: dict[str, tuple[np.ndarray | StoredImages, np.ndarray | None]] = {}
+    names = {}
     for part, split in (("train", "train"), ("valid", "validation"), ("test", "test")):
         if splits.get(split):
             where = f"{folder}: split {split}"
-            parts[part] = _read_split(builder, split, splits[split], "label" in features, where)
+            if streaming and part == "train":
+                parts[part] = _stored_split(builder, split, where)
+            else:
+                parts[part] = _read_split(builder, split, splits[split], "label" in features, where)
             names[part] = f"{where}, image", f"{where}, label"
     declared = getattr(features.get("label"), "num_classes", None)
     return _source(spec, parts, names, declared)
@@ -524,10 +546,7 @@ def _read_split(
         for i, example in enumerate(examples):
             image = np.asarray(example["image"])
             if image.shape != first.shape:
-                raise DataError(
-                    f"{where}: images of mixed sizes, {list(first.shape)} and "
-                    f"{list(image.shape)}; scale them to one size and take npz:FILE"
-                )
+                raise _mixed_sizes(where, first.shape, image.shape)
             images[i] = image
             labels.append(example["label"] if labelled else -1)
         return images, np.asarray(labels)
@@ -536,6 +555,113 @@ def _read_split(
     # A damaged file fails in array_record, protobuf, PIL or TFDS, each in its way.
     except Exception as error:
         raise _unreadable(where, error) from error
+
+
+def _mixed_sizes(where: str, first: Sequence[int], other: Sequence[int]) -> DataError:
+    return DataError(
+        f"{where}: images of mixed sizes, {list(first)} and {list(other)}; "
+        "scale them to one size and take npz:FILE"
+    )
+
+
+def _stored_split(builder: Any, split: str, where: str) -> tuple[StoredImages, np.ndarray | None]:
+    """The images of a split, left on disk, and all its labels."""
+    import tensorflow_datasets as tfds
+
+    kind = builder.info.features["image"]
+    if not isinstance(kind, tfds.features.Image):
+        raise DataError(
+            f"{where}, image: a feature of type {type(kind).__name__}; data.streaming reads "
+            "encoded images, tfds.features.Image"
+        )
+    try:
+        examples = builder.as_data_source(
+            split=split,
+            file_format="array_record",
+            deserialize_method=tfds.decode.DeserializeMethod.DESERIALIZE_NO_DECODE,
+        )
+        images = StoredImages(TfdsImages(examples, kind, where))
+        return images, _stored_labels(examples, builder.info.features, where)
+    except DataError:
+        raise
+    except Exception as error:
+        raise _unreadable(where, error) from error
+
+
+def _stored_labels(examples: Any, features: Mapping[str, Any], where: str) -> np.ndarray | None:
+    """All labels; the images beside them are read but not decoded."""
+    if "label" not in features:
+        return None
+    kind = features["label"]
+    if kind.shape or not np.issubdtype(kind.np_dtype, np.integer):
+        raise DataError(
+            f"{where}, label: labels of type {np.dtype(kind.np_dtype)} {list(kind.shape)}; "
+            "give one integer an image, -1 for unknown"
+        )
+
+    def block(number: int) -> list[int]:
+        rows = range(number * PIECE, min((number + 1) * PIECE, len(examples)))
+        found = examples.__getitems__(list(rows))
+        return [example.features.feature["label"].int64_list.value[0] for example in found]
+
+    blocks = ahead(block, -(-len(examples) // PIECE), buffered=num_threads())
+    return np.concatenate([np.asarray(labels, np.int64) for labels in blocks])
+
+
+class TfdsImages:
+    """The encoded images of a TFDS split, a `Reader` for `StoredImages`."""
+
+    def __init__(self, examples: Any, kind: Any, where: str):
+        """Reads the first image, which says what all of them must be like.
+
+        Args:
+          examples: TFDS data source that gives `tf.train.Example`s.
+          kind: the TFDS feature that decodes an image.
+          where: names the split in messages.
+
+        Raises:
+          DataError: it cannot be read, or is not of uint8.
+        """
+        self._examples, self._kind, self._where = examples, kind, where
+        first = self._image(0)
+        if first.dtype != np.uint8:
+            raise DataError(
+                f"{where}, image: images of type {first.dtype}; data.streaming reads uint8"
+            )
+        self.shape = first.shape
+
+    def __len__(self) -> int:
+        """How many images there are."""
+        return len(self._examples)
+
+    def read(self, rows: Integer[np.ndarray, "n"]) -> UInt8[np.ndarray, "n h w c"]:
+        """Reads and decodes images.
+
+        Raises:
+          DataError: one of them is damaged or has another size.
+        """
+        images = np.empty((len(rows), *self.shape), np.uint8)
+        for i, image in enumerate(self._images(rows)):
+            if image.shape != self.shape:
+                raise _mixed_sizes(f"{self._where}, example {rows[i]}", self.shape, image.shape)
+            images[i] = image
+        return images
+
+    def _images(self, rows: np.ndarray) -> list[np.ndarray]:
+        # TFDS's own decoding takes all features apart, at twice the time.
+        try:
+            return [self._decoded(each) for each in self._examples.__getitems__(rows.tolist())]
+        except Exception:
+            return [self._image(int(row)) for row in rows]  # finds the one to be named
+
+    def _image(self, row: int) -> np.ndarray:
+        try:
+            return self._decoded(self._examples[row])
+        except Exception as error:
+            raise _unreadable(f"{self._where}, example {row}", error) from error
+
+    def _decoded(self, example: Any) -> np.ndarray:
+        return self._kind.decode_example_np(example.features.feature["image"].bytes_list.value[0])
 
 
 def _unreadable(where: Path | str, error: Exception) -> DataError:
@@ -547,7 +673,7 @@ def _unreadable(where: Path | str, error: Exception) -> DataError:
 
 def _source(
     name: str,
-    parts: Mapping[str, tuple[np.ndarray, np.ndarray | None]],
+    parts: Mapping[str, tuple[np.ndarray | StoredImages, np.ndarray | None]],
     names: Mapping[str, tuple[str, str]],
     num_classes: int | None = None,
 ) -> Source:
@@ -560,7 +686,7 @@ def _source(
         part: names.get(part, (f"{name}: {part} images", f"{name}: {part} labels"))
         for part in parts
     }
-    checked = {part: _arrays(*parts[part], *where[part]) for part in parts}
+    checked = {part: _checked(*parts[part], *where[part]) for part in parts}
     train = checked["train"]
     for part, arrays in checked.items():
         if (
@@ -580,27 +706,37 @@ def _source(
                 f"{where[part][1]}: label {largest} out of range, the classes of the training data "
                 f"are 0..{num_classes - 1}; correct it or give -1 for an unknown label"
             )
-    return Source(name, train, checked.get("valid"), checked["test"], num_classes)
+    valid, test = checked.get("valid"), checked["test"]
+    assert not isinstance(valid, Stored) and not isinstance(test, Stored)
+    return Source(name, train, valid, test, num_classes)
 
 
-def _count_classes(parts: Iterable[Arrays]) -> int:
+def _count_classes(parts: Iterable[Arrays | Stored]) -> int:
     return max(int(arrays.label.max()) + 1 for arrays in parts)
 
 
-def _arrays(
-    image: np.ndarray, label: np.ndarray | None, image_name: str, label_name: str
-) -> Arrays:
+def _checked(
+    image: np.ndarray | StoredImages, label: np.ndarray | None, image_name: str, label_name: str
+) -> Arrays | Stored:
+    if isinstance(image, StoredImages):  # whose reader checks each image
+        return Stored(image, _checked_labels(len(image), label, image_name, label_name))
     image = _checked_images(image, image_name)
+    return Arrays(image, _checked_labels(len(image), label, image_name, label_name))
+
+
+def _checked_labels(
+    num_images: int, label: np.ndarray | None, image_name: str, label_name: str
+) -> Int32[np.ndarray, "n"]:
     if label is None:
-        return Arrays(image, np.full(len(image), -1, np.int32))
+        return np.full(num_images, -1, np.int32)
     if not np.issubdtype(label.dtype, np.integer):
         raise DataError(
             f"{label_name}: labels of type {label.dtype}; give integers, -1 for unknown"
         )
-    if label.shape != image.shape[:1]:
+    if label.shape != (num_images,):
         raise DataError(
-            f"{label_name}: labels {list(label.shape)} for {len(image)} images ({image_name}); "
-            f"give one label per image, [{len(image)}]"
+            f"{label_name}: labels {list(label.shape)} for {num_images} images ({image_name}); "
+            f"give one label per image, [{num_images}]"
         )
     smallest, largest = int(label.min()), int(label.max())
     if smallest < -1 or largest >= _MAX_CLASSES:
@@ -608,7 +744,7 @@ def _arrays(
             f"{label_name}: labels {smallest}..{largest} out of range; "
             f"give 0..{_MAX_CLASSES - 1} at most, -1 for unknown"
         )
-    return Arrays(image, label.astype(np.int32))
+    return label.astype(np.int32)
 
 
 def _checked_images(
@@ -630,7 +766,7 @@ def _checked_images(
     return image[..., np.newaxis] if image.ndim == 3 else image
 
 
-def _kind(image: np.ndarray) -> str:
+def _kind(image: np.ndarray | StoredImages) -> str:
     return f"{list(image.shape[1:])} {image.dtype}"
 
 

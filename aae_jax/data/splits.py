@@ -9,20 +9,22 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int64
 
-from aae_jax.data.sources import Arrays, DataError, Source
+from aae_jax.data.sources import Arrays, DataError, Source, Stored
+from aae_jax.data.stored import StoredImages
 
 
 class Splits(NamedTuple):
     """The data of a run.
 
-    train: training images; the label is -1 wherever it is hidden or was never known.
+    train: training images, perhaps left on disk; the label is -1 wherever it is hidden or was
+      never known.
     valid: validation images, with their labels; may be empty.
     test: test images, with their labels.
     labelled: sorted indices into train of the examples whose label is visible.
     num_classes: as in the source.
     """
 
-    train: Arrays
+    train: Arrays | Stored
     valid: Arrays
     test: Arrays
     labelled: Int64[np.ndarray, "labels"]
@@ -63,10 +65,10 @@ def split(source: Source, num_valid: int, num_labels: int, seed: int) -> Splits:
     labelled = _balanced_subset(source.name, train.label, classes, num_labels, seed)
     visible = np.full_like(train.label, -1)
     visible[labelled] = train.label[labelled]
-    return Splits(Arrays(train.image, visible), valid, source.test, labelled, source.num_classes)
+    return Splits(train._replace(label=visible), valid, source.test, labelled, source.num_classes)
 
 
-def _validation(source: Source, num_valid: int) -> tuple[Arrays, Arrays]:
+def _validation(source: Source, num_valid: int) -> tuple[Arrays | Stored, Arrays]:
     own = source.valid
     available = len(own.image) if own is not None else len(source.train.image) - 1
     if not 0 <= num_valid <= available:
@@ -80,7 +82,10 @@ def _validation(source: Source, num_valid: int) -> tuple[Arrays, Arrays]:
         return source.train, Arrays(own.image[start:], own.label[start:])
     image, label = source.train
     cut = len(image) - num_valid
-    return Arrays(image[:cut], label[:cut]), Arrays(image[cut:], label[cut:])
+    held_out = Arrays(np.asarray(image[cut:]), label[cut:])
+    if isinstance(image, StoredImages):
+        return Stored(image[:cut], label[:cut]), held_out
+    return Arrays(image[:cut], label[:cut]), held_out
 
 
 def _balanced_subset(
