@@ -230,13 +230,14 @@ def _autoencoder(readings: Readings) -> Iterator[Item]:
     )
     yield from _walks(readings)
     generated = readings.generated.image[:20]
-    train = readings.splits.train.image
+    train = readings.train_images
     nearest = samples.nearest_training_images(
         _flat(readings.shown(generated)), _flat(readings.shown(train))
     )
+    among = "" if len(train) == len(readings.splits.train.image) else f" among {len(train):,}"
     yield Drawing(
         "samples",
-        "Samples of the prior, decoded, above the training image nearest to each.",
+        f"Samples of the prior, decoded, above the training image nearest to each{among}.",
         figures.samples_with_nearest(
             readings.shown(generated), readings.shown(train[nearest.indices]), nearest.distances
         ),

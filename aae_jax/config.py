@@ -13,6 +13,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 PHASES = ("reconstruction", "regularization", "classification")
+STREAMED = ("tfds",)  # data sources whose training images can stay on disk
 OPTIMIZERS = ("sgd", "adam", "adamw", "rmsprop")
 # Fields that configs saved by earlier versions lack; what base() has is what those runs did.
 ADDED = ("encoder.channels", "decoder.channels")
@@ -56,6 +57,7 @@ def base() -> ConfigDict:
                 "source": "digits",  # digits, tfds:NAME, idx:DIR, npz:FILE, folder:DIR
                 "download": False,  # may TFDS download a set that is not prepared?
                 "data_dir": "",  # TFDS folder; "" is TFDS's own default
+                "streaming": False,  # read training images from disk while training (tfds)
                 "validation": 300,  # last training images held out, unless the source has some
                 "labels": -1,  # labelled training images, class-balanced; -1 keeps all labels
                 "preprocessing": "unit",  # unit, standardize, standardize_pixels
@@ -365,6 +367,11 @@ def _contradictions(config: ConfigDict) -> list[str]:
         bad.append("penalties.heads_apart needs model.layout cluster_heads with learned heads")
     if config.penalties.heads_apart and not config.cluster_heads.eta:
         bad.append("penalties.heads_apart needs cluster_heads.eta, the least distance of heads")
+    if config.data.streaming and config.data.source.split(":")[0] not in STREAMED:
+        bad.append(
+            f"data.streaming is True and data.source {config.data.source}; allowed: "
+            + ", ".join(f"{kind}:" for kind in STREAMED)
+        )
     if label.divergence and not has_label_head(config):
         bad.append("label.divergence needs an encoder with a label head: model.labels of 1 or more")
     if label.label_informed:

@@ -16,6 +16,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Bool, Int
 
 from aae_jax.state import ALONE, Collective, across
 
@@ -237,9 +238,9 @@ def map_chunk(chunk: Chunk, mesh: Mesh, mode: str = "pmap") -> Chunk:
             devices=list(mesh.devices.flat),
             donate_argnums=(0,),
         )
-        here = [device.process_index == jax.process_index() for device in mesh.devices.flat]
+        here = own_share(mesh)
         return lambda state, examples, rows: mapped(
-            state, examples, jax.tree.map(lambda row: _shares(row, mesh.size)[:, here], rows)
+            state, examples, jax.tree.map(lambda row: shares(row, mesh.size)[:, here], rows)
         )
     if mode == "shard_map":
         whole, share = PartitionSpec(), PartitionSpec(None, AXIS)
@@ -254,18 +255,26 @@ def map_chunk(chunk: Chunk, mesh: Mesh, mode: str = "pmap") -> Chunk:
             ),
             donate_argnums=(0,),
         )
-        shares = NamedSharding(mesh, share)
+        sharded = NamedSharding(mesh, share)
         return lambda state, examples, rows: mapped(
             state,
             examples,
             jax.tree.map(
-                lambda row: jax.make_array_from_callback(row.shape, shares, row.__getitem__), rows
+                lambda row: jax.make_array_from_callback(row.shape, sharded, row.__getitem__), rows
             ),
         )
     raise ValueError(f"parallel mode {mode!r} is unknown; known are {', '.join(MODES)}")
 
 
-def _shares(rows: np.ndarray, num_devices: int) -> np.ndarray:
+def own_share(mesh: Mesh) -> Bool[np.ndarray, "devices"]:
+    """Whether a device of the mesh belongs to this process."""
+    return np.array([each.process_index == jax.process_index() for each in mesh.devices.flat])
+
+
+def shares(
+    rows: Int[np.ndarray, "steps batch"], num_devices: int
+) -> Int[np.ndarray, "steps devices share"]:
+    """Each device's share of the rows."""
     return rows.reshape(rows.shape[0], num_devices, -1)
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key, UInt8
 
 from aae_jax.data import preprocessing as pre
 from aae_jax.data.sources import Arrays
@@ -22,6 +22,9 @@ from aae_jax.state import TrainState, evaluated_params
 from aae_jax.validation import BLOCK, encoded
 
 Codes = dict[str, np.ndarray]
+
+# As many as are encoded to learn from, and read for comparisons where they are not in memory.
+_TRAIN_IMAGES = 10_000
 
 
 class Generated(NamedTuple):
@@ -88,8 +91,14 @@ class Readings:
     @cached_property
     def train(self) -> Codes:
         """The same of the first 10,000 training images; labels there are all that is known."""
-        shown = Arrays(self.splits.train.image[:10_000], self.train_labels[:10_000])
-        return self._encoded(shown, "train")
+        images = np.asarray(self.splits.train.image[:_TRAIN_IMAGES])
+        return self._encoded(Arrays(images, self.train_labels[:_TRAIN_IMAGES]), "train")
+
+    @cached_property
+    def train_images(self) -> UInt8[np.ndarray, "n ..."] | Float[np.ndarray, "n ..."]:
+        """Training images to compare with: all in memory, or the first 10,000 of stored ones."""
+        images = self.splits.train.image
+        return images if isinstance(images, np.ndarray) else np.asarray(images[:_TRAIN_IMAGES])
 
     @cached_property
     def prior_samples(self) -> Float[np.ndarray, "n style"]:
@@ -143,7 +152,7 @@ class Readings:
     @cached_property
     def _range(self) -> tuple[float, float]:
         stored = self.splits.train.image
-        if stored.dtype == np.uint8:
+        if not isinstance(stored, np.ndarray) or stored.dtype == np.uint8:
             return 0.0, 1.0
         low, high = float(stored.min()), float(stored.max())
         return low, max(high, low + 1e-6)

@@ -16,13 +16,14 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from aae_jax import checkpoints, parallel
+from aae_jax import checkpoints, feed, parallel
 from aae_jax.config import ConfigError, validate
 from aae_jax.data import order, preprocessing, sources, splits
+from aae_jax.data.sources import Arrays, Stored
 from aae_jax.experiment import Experiment, build
 from aae_jax.recording import Console, Recorder, recording
 from aae_jax.state import TrainState
-from aae_jax.step import Examples, Rows, chunk
+from aae_jax.step import Rows, chunk
 from aae_jax.validation import validator
 
 PREPROCESSING = "preprocessing.npz"
@@ -77,7 +78,9 @@ def prepare(config: ConfigDict, devices: list[jax.Device] | None = None) -> Run:
     validate(config)
     mesh = parallel.device_mesh(devices)
     _check_divisible(config, mesh.size)
-    source = sources.load(config.data.source, config.data.download, config.data.data_dir or None)
+    _check_streaming(config)
+    data = config.data
+    source = sources.load(data.source, data.download, data.data_dir or None, data.streaming)
     parts = splits.split(source, config.data.validation, config.data.labels, config.seed)
     if "classification" in config.phases and not len(parts.labelled):
         raise ConfigError(f"the phase classification needs labels; {source.name} has none")
@@ -91,7 +94,7 @@ def prepare(config: ConfigDict, devices: list[jax.Device] | None = None) -> Run:
             f"evaluation.parzen_samples is {config.evaluation.parzen_samples}, but no validation "
             "image is left to choose sigma on; allowed: 0, or data.validation of 1 or more"
         )
-    if config.decoder.output != "linear" and parts.train.image.dtype != np.uint8:
+    if config.decoder.output != "linear" and isinstance(parts.train, Arrays):
         _check_unit_range(config, parts.train.image)
     experiment = build(
         config,
@@ -124,8 +127,12 @@ def train(run: Run, workdir: Path, say: Callable[[str], None] | None = None) -> 
             preprocessing.save(run.preprocessing, workdir / PREPROCESSING)
         if int(state.step) >= run.experiment.num_steps:
             return Outcome(parallel.own(state, run.mesh), True, seconds)
-        with termination() as terminated, _recorder(run, workdir, state, console) as recorder:
-            outcome = _loop(run, state, manager, recorder, terminated, seconds)
+        with (
+            termination() as terminated,
+            _recorder(run, workdir, state, console) as recorder,
+            contextlib.closing(_feed(run, int(state.step))) as chunks,
+        ):
+            outcome = _loop(run, state, chunks, manager, recorder, terminated, seconds)
         if not outcome.finished:
             say(
                 f"stopped by SIGTERM at step {int(outcome.state.step)}; the checkpoint is saved, "
@@ -205,6 +212,7 @@ def _at_home(run: Run, state: Any) -> Any:
 def _loop(
     run: Run,
     state: TrainState,
+    chunks: feed.Feed,
     manager: ocp.CheckpointManager,
     recorder: Recorder | None,
     terminated: Callable[[], bool],
@@ -221,8 +229,6 @@ def _loop(
         run.mesh,
         config.train.parallel,
     )
-    train_data = Examples(run.splits.train.image, run.splits.train.label)
-    examples = parallel.place(train_data, parallel.home(run.mesh, config.train.parallel))
     validate_state = validator(experiment, run.splits, run.preprocessing)
     began = time.monotonic()
 
@@ -264,7 +270,7 @@ def _loop(
 
     while step < num_steps:
         first, step = step, step + chunk_steps
-        state, metrics = advance(state, examples, _rows(run, first, chunk_steps))
+        state, metrics = advance(state, *next(chunks))
         # The device works on the next chunk while the host reads the last one's metrics.
         if pending is not None:
             record({"step": first, "epoch": epoch(first), **read(*pending)})
@@ -290,6 +296,20 @@ def _loop(
         if stop and not last:
             return Outcome(parallel.own(state, run.mesh), False, seconds())
     return Outcome(parallel.own(state, run.mesh), True, seconds())
+
+
+def _feed(run: Run, step: int) -> feed.Feed:
+    """What the chunks from this step on train on."""
+    chunk_steps = run.config.train.chunk_steps
+    starts = range(step, run.experiment.num_steps, chunk_steps)
+    train, mode = run.splits.train, run.config.train.parallel
+
+    def draw(first: int) -> Rows:
+        return _rows(run, first, chunk_steps)
+
+    if isinstance(train, Stored):
+        return feed.streamed(train, starts, draw, run.mesh, mode)
+    return feed.in_memory(train, starts, draw, run.mesh, mode)
 
 
 def _rows(run: Run, first: int, num_steps: int) -> Rows:
@@ -318,7 +338,17 @@ def _check_divisible(config: ConfigDict, num_devices: int) -> None:
             )
 
 
+def _check_streaming(config: ConfigDict) -> None:
+    if config.data.streaming and config.train.parallel != "pmap" and jax.process_count() > 1:
+        raise ConfigError(
+            f"train.parallel is {config.train.parallel}; allowed with data.streaming on several "
+            "processes: pmap, under which each reads the images of its own devices"
+        )
+
+
 def _check_unit_range(config: ConfigDict, images: np.ndarray) -> None:
+    if images.dtype == np.uint8:
+        return
     low, high = float(images.min()), float(images.max())
     if low < 0 or high > 1:
         raise ConfigError(
