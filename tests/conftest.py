@@ -1,6 +1,7 @@
 """Every test may use four (forced CPU) devices; no test may use the network."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -10,6 +11,7 @@ import numpy as np
 import optax
 import pytest
 
+from aae_jax.data import load
 from aae_jax.model import LIKELIHOODS, Model, autoencoder, encoder_heads
 from aae_jax.networks import (
     MLP,
@@ -50,6 +52,54 @@ def quick_compilation() -> Iterator[None]:
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="session")
+def write_tfds() -> Callable[..., str]:
+    """Writes TFDS sets: (folder, name, {split: (images, labels or None)}) -> their spec."""
+    return _write_tfds
+
+
+def _write_tfds(folder: Path, name: str, splits: Mapping[str, tuple[Any, Any]]) -> str:
+    import tensorflow_datasets as tfds
+
+    tfds.disable_progress_bar()
+    images, labels = splits["train"]
+    shapes = {image.shape for image in images}
+    shape = shapes.pop() if len(shapes) == 1 else (None, None, images[0].shape[-1])
+    features = {"image": tfds.features.Image(shape=shape, dtype=images[0].dtype)}
+    if labels is not None:
+        features["label"] = tfds.features.ClassLabel(num_classes=10)
+
+    def rows(split: str) -> Iterator[tuple[int, dict[str, Any]]]:
+        images, labels = splits[split]
+        for i, image in enumerate(images):
+            yield i, {"image": image} | ({} if labels is None else {"label": int(labels[i])})
+
+    def info(self: Any) -> Any:
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+    members = {
+        "name": name,
+        "VERSION": tfds.core.Version("1.0.0"),
+        "_info": info,
+        "_split_generators": lambda self, manager: {split: rows(split) for split in splits},
+        "_generate_examples": None,
+    }
+    # skip_registration: a session may write sets of one name to several folders.
+    with tfds.core.registered.skip_registration():
+        builder = type(name, (tfds.core.GeneratorBasedBuilder,), members)
+    builder(data_dir=str(folder), file_format="array_record").download_and_prepare()
+    return f"tfds:{name}"
+
+
+@pytest.fixture(scope="session")
+def stored_digits(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """Some of scikit-learn's digits as a TFDS set: (spec, data_dir)."""
+    source, folder = load("digits"), tmp_path_factory.mktemp("stored")
+    parts = {"train": (source.train, 500), "test": (source.test, 100)}
+    splits = {name: (part.image[:n], part.label[:n]) for name, (part, n) in parts.items()}
+    return _write_tfds(folder, "aae_digits", splits), str(folder)
 
 
 class Small(NamedTuple):

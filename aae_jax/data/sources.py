@@ -569,10 +569,10 @@ def _stored_split(builder: Any, split: str, where: str) -> tuple[StoredImages, n
     import tensorflow_datasets as tfds
 
     kind = builder.info.features["image"]
-    if not isinstance(kind, tfds.features.Image):
+    if not isinstance(kind, tfds.features.Image) or kind.np_dtype != np.uint8:
         raise DataError(
-            f"{where}, image: a feature of type {type(kind).__name__}; data.streaming reads "
-            "encoded images, tfds.features.Image"
+            f"{where}, image: the feature is {type(kind).__name__} of {np.dtype(kind.np_dtype)}; "
+            "data.streaming reads encoded images, tfds.features.Image of uint8"
         )
     try:
         examples = builder.as_data_source(
@@ -581,7 +581,7 @@ def _stored_split(builder: Any, split: str, where: str) -> tuple[StoredImages, n
             deserialize_method=tfds.decode.DeserializeMethod.DESERIALIZE_NO_DECODE,
         )
         images = StoredImages(TfdsImages(examples, kind, where))
-        return images, _stored_labels(examples, builder.info.features, where)
+        return images, _stored_labels(examples, dict(builder.info.features.items()), where)
     except DataError:
         raise
     except Exception as error:
@@ -616,19 +616,14 @@ class TfdsImages:
 
         Args:
           examples: TFDS data source that gives `tf.train.Example`s.
-          kind: the TFDS feature that decodes an image.
+          kind: the TFDS feature that decodes an image, to uint8.
           where: names the split in messages.
 
         Raises:
-          DataError: it cannot be read, or is not of uint8.
+          DataError: it cannot be read.
         """
         self._examples, self._kind, self._where = examples, kind, where
-        first = self._image(0)
-        if first.dtype != np.uint8:
-            raise DataError(
-                f"{where}, image: images of type {first.dtype}; data.streaming reads uint8"
-            )
-        self.shape = first.shape
+        self.shape = self._image(0).shape
 
     def __len__(self) -> int:
         """How many images there are."""

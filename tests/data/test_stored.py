@@ -1,0 +1,236 @@
+"""Stored images behave as the array they stand for, and are read ahead in order.
+
+TFDS sets that are streamed are those that are read into memory.
+"""
+
+import shutil
+import threading
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aae_jax.data import DataError, load, preprocessing, split
+from aae_jax.data.sources import Stored
+from aae_jax.data.stored import PIECE, Reader, StoredImages, ahead
+
+
+class ArrayReader:
+    """Keeps its images in memory, and a list of what was read."""
+
+    def __init__(self, images):
+        self.images, self.shape, self.read_rows = images, images.shape[1:], []
+
+    def __len__(self):
+        return len(self.images)
+
+    def read(self, rows):
+        self.read_rows.append(rows)
+        return self.images[rows]
+
+
+def numbered(n):
+    """Images [n, 2, 3, 1] that differ."""
+    return np.random.default_rng(n).integers(0, 256, (n, 2, 3, 1), np.uint8)
+
+
+# Reading ahead.
+
+
+@pytest.mark.parametrize("buffered", [1, 2, 7, 100])
+def test_items_come_in_order_whoever_is_first(buffered):
+    def slow_to_start(number):
+        threading.Event().wait(0.02 if number % 5 == 0 else 0)
+        return number
+
+    assert list(ahead(slow_to_start, 23, buffered)) == list(range(23))
+
+
+def test_no_more_is_read_than_may_be_buffered_and_nothing_after_closing():
+    called = []
+    items = ahead(lambda number: called.append(number) or number, 100, buffered=3)
+    assert [next(items), next(items)] == [0, 1]
+    threading.Event().wait(0.1)
+    assert sorted(called) == [0, 1, 2, 3, 4]
+    items.close()
+    threading.Event().wait(0.1)
+    assert len(called) == 5
+
+
+def test_an_error_is_raised_in_its_turn():
+    def read(number):
+        if number == 3:
+            raise DataError("the third\nis broken")
+        return number
+
+    items = ahead(read, 9, buffered=4)
+    assert [next(items) for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(DataError) as caught:
+        next(items)
+    assert str(caught.value) == "the third is broken"
+
+
+# As an array.
+
+
+@given(data=st.data(), n=st.integers(1, 40))
+def test_slices_and_rows_are_those_of_the_array(data, n):
+    array = numbered(n)
+    stored = StoredImages(ArrayReader(array))
+    bound = st.none() | st.integers(-n - 2, n + 2)
+    for _ in range(data.draw(st.integers(0, 3))):
+        part = slice(data.draw(bound), data.draw(bound))
+        stored, array = stored[part], array[part]
+        assert isinstance(stored, StoredImages)
+    assert (stored.shape, stored.ndim, stored.size, stored.dtype, len(stored)) == (
+        (array.shape, array.ndim, array.size, array.dtype, len(array))
+    )
+    rows = np.array(data.draw(st.lists(st.integers(0, 39), max_size=9)), np.int32)
+    rows = rows[rows < len(array)]
+    np.testing.assert_array_equal(stored[rows], array[rows])
+    for outside in (-1, len(array)):
+        with pytest.raises(IndexError):
+            stored[np.array([outside])]
+
+
+def test_a_slice_reads_nothing_and_asarray_all_of_it():
+    reader = ArrayReader(numbered(3 * PIECE + 5))
+    assert isinstance(reader, Reader)
+    stored = StoredImages(reader)[7:-1][1:]
+    assert reader.read_rows == []
+    np.testing.assert_array_equal(np.asarray(stored), reader.images[8:-1])
+    read = np.concatenate(reader.read_rows)
+    assert sorted(read) == list(range(8, len(reader) - 1))
+    assert max(len(rows) for rows in reader.read_rows) <= PIECE
+    np.testing.assert_array_equal(
+        np.concatenate(list(stored.blocks(100))), reader.images[8:-1], strict=True
+    )
+
+
+def test_stored_images_have_no_steps_and_are_never_free():
+    stored = StoredImages(ArrayReader(numbered(9)))
+    with pytest.raises(IndexError, match="step"):
+        stored[::2]
+    with pytest.raises(ValueError, match="reading"):
+        np.array(stored, copy=False)
+
+
+@pytest.mark.parametrize("name", preprocessing.NAMES)
+def test_constants_are_those_of_the_array_bit_for_bit(name):
+    array = numbered(1300)
+    want = preprocessing.fit(name, array)
+    have = preprocessing.fit(name, StoredImages(ArrayReader(array)))
+    np.testing.assert_array_equal(have.shift, want.shift, strict=True)
+    np.testing.assert_array_equal(have.scale, want.scale, strict=True)
+
+
+class Endless:
+    """Images that are made when read."""
+
+    shape = (32, 32, 3)
+
+    def __init__(self, n):
+        self._n = n
+
+    def __len__(self):
+        return self._n
+
+    def read(self, rows):
+        return np.full((len(rows), *self.shape), rows[:, None, None, None] % 251, np.uint8)
+
+
+def test_constants_of_ten_times_the_images_take_the_same_memory():
+    peaks = []
+    for n in (4_000, 4_000, 40_000):
+        tracemalloc.start()
+        preprocessing.fit("standardize_pixels", StoredImages(Endless(n)))
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    # All images as float64 would take 980 MB, and as bytes 120.
+    assert peaks[2] < 1.2 * peaks[1] < 80e6
+
+
+# TFDS.
+
+
+def test_a_streamed_tfds_set_is_the_one_in_memory(stored_digits):
+    spec, data_dir = stored_digits
+    memory, stream = (load(spec, data_dir=data_dir, streaming=each) for each in (False, True))
+    assert isinstance(stream.train, Stored)
+    for num_valid, num_labels in ((0, -1), (50, 40)):
+        want, have = (split(each, num_valid, num_labels, seed=1) for each in (memory, stream))
+        np.testing.assert_array_equal(np.asarray(have.train.image), want.train.image, strict=True)
+        np.testing.assert_array_equal(have.train.label, want.train.label, strict=True)
+        np.testing.assert_array_equal(have.labelled, want.labelled, strict=True)
+        for part in ("valid", "test"):
+            for a, b in zip(getattr(have, part), getattr(want, part), strict=True):
+                assert isinstance(a, np.ndarray)
+                np.testing.assert_array_equal(a, b, strict=True)
+    assert (stream.name, stream.num_classes) == (memory.name, memory.num_classes)
+
+
+def test_a_tfds_set_without_labels_streams(write_tfds, tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (40, 5, 4, 3), np.uint8)
+    spec = write_tfds(tmp_path, "aae_unknown", {"train": (images, None), "test": (images, None)})
+    source = load(spec, data_dir=str(tmp_path), streaming=True)
+    assert source.num_classes == 0 and source.train.image.shape == (40, 5, 4, 3)
+    assert (source.train.label == -1).all()
+
+
+def test_a_broken_record_is_named_with_what_to_do(stored_digits, tmp_path):
+    spec, data_dir = stored_digits
+    folder = tmp_path / "aae_digits" / "1.0.0"
+    shutil.copytree(Path(data_dir) / "aae_digits" / "1.0.0", folder)
+    images = load(spec, data_dir=str(tmp_path), streaming=True).train.image
+    (records,) = folder.glob("*-train.array_record*")
+    damage(records)
+    with pytest.raises(DataError) as caught:
+        np.asarray(images)
+    line = str(caught.value)
+    assert line.startswith(f"{folder}: split train, example ") and "\n" not in line
+    assert "prepare the data set again" in line
+    whole = [row for row in range(len(images)) if readable(images, row)]
+    assert 0 < len(whole) < len(images)  # the others can still be read
+    # From the start, it is noticed at once.
+    with pytest.raises(DataError, match="prepare the data set again"):
+        load(spec, data_dir=str(tmp_path), streaming=True)
+
+
+def damage(records: Path):
+    """Overwrites some bytes in the middle of a file in its place, as a bad disk would."""
+    with records.open("r+b") as file:
+        file.seek(records.stat().st_size // 2)
+        file.write(np.random.default_rng(0).bytes(600))
+
+
+def readable(images, row):
+    try:
+        images[np.array([row])]
+    except DataError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(
+    ("shapes", "dtype", "words"),
+    [
+        ([(6, 5, 1), (6, 4, 1)], np.uint8, ["mixed sizes", "[6, 5, 1]", "[6, 4, 1]", "example "]),
+        ([(6, 5, 1)], np.uint16, ["Image of uint16", "uint8"]),
+    ],
+)
+def test_images_that_cannot_be_streamed(write_tfds, tmp_path, shapes, dtype, words):
+    images = [np.zeros(shapes[i % len(shapes)], dtype) for i in range(30)]
+    spec = write_tfds(tmp_path, "aae_unfit", {"train": (images, None), "test": (images[:1], None)})
+    with pytest.raises(DataError) as caught:
+        np.asarray(load(spec, data_dir=str(tmp_path), streaming=True).train.image)
+    line = str(caught.value)
+    assert all(word in line for word in words) and str(tmp_path) in line and "\n" not in line
+
+
+@pytest.mark.parametrize("spec", ["digits", "idx:/tmp", "npz:/tmp/x.npz"])
+def test_other_sources_are_not_streamed(spec):
+    with pytest.raises(DataError, match=f"^{spec}: cannot be streamed; .* tfds:NAME"):
+        load(spec, streaming=True)
