@@ -5,7 +5,7 @@ example comes when does not depend on it: both ask the same function of the step
 """
 
 from collections import Counter
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from functools import lru_cache
 from itertools import islice
@@ -81,9 +81,9 @@ def streamed(train: Stored, starts: range, draw: Draw, mesh: Mesh, mode: str) ->
     with closing(ahead(piece, len(starts) * pieces, buffered=2 * pieces)) as images:
         for chunk in range(len(starts)):
             chosen, rows = need(chunk)
-            image = np.concatenate(list(islice(images, pieces)))
-            examples = _padded(Examples(image, train.label[chosen]), size)
-            yield parallel.place(examples, place), rows
+            image = _filled(list(islice(images, pieces)), size)
+            label = _filled([train.label[chosen]], size)
+            yield parallel.place(Examples(image, label), place), rows
 
 
 def _most_needed(rows: Rows, mesh: Mesh) -> int:
@@ -92,11 +92,11 @@ def _most_needed(rows: Rows, mesh: Mesh) -> int:
     return sum(each.size // mesh.size * devices for each in rows if each is not None)
 
 
-def _padded(examples: Examples, size: int) -> Examples:
-    """As many examples as asked for: another number of them would be compiled anew."""
-    return jax.tree.map(
-        lambda each: np.pad(each, [(0, size - len(each))] + [(0, 0)] * (each.ndim - 1)), examples
-    )
+def _filled(parts: Sequence[np.ndarray], size: int) -> np.ndarray:
+    """The parts in one array of `size` rows: another number of them would be compiled anew."""
+    whole = np.zeros((size, *parts[0].shape[1:]), parts[0].dtype)
+    np.concatenate(parts, out=whole[: sum(len(part) for part in parts)])
+    return whole
 
 
 def needed(rows: Rows, own: Bool[np.ndarray, "devices"]) -> Needed:

@@ -241,7 +241,7 @@ def _loop(
     def score(state: TrainState) -> dict[str, float]:
         return validate_state(parallel.own(state, run.mesh)) if recorder is not None else {}
 
-    def record(row: dict[str, float]) -> None:
+    def record(row: dict[str, float | int]) -> None:
         if recorder is not None:
             recorder.write(row)
 

@@ -69,7 +69,7 @@ def _write_tfds(folder: Path, name: str, splits: Mapping[str, tuple[Any, Any]]) 
     shape = shapes.pop() if len(shapes) == 1 else (None, None, images[0].shape[-1])
     features = {"image": tfds.features.Image(shape=shape, dtype=images[0].dtype)}
     if labels is not None:
-        features["label"] = tfds.features.ClassLabel(num_classes=10)
+        features["label"] = tfds.features.ClassLabel(num_classes=int(max(labels)) + 1)
 
     def rows(split: str) -> Iterator[tuple[int, dict[str, Any]]]:
         images, labels = splits[split]

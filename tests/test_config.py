@@ -319,6 +319,11 @@ CONTRADICTIONS = {
         {"decoder__output": "linear"},
         ["decoder.output is sigmoid", "data.preprocessing standardize", "unit"],
     ),
+    "streaming of what is read into memory": (
+        {"data__streaming": True, "data__source": "npz:x.npz"},
+        {"data__source": "tfds:mnist"},
+        ["data.streaming is True", "npz:x.npz", "tfds:"],
+    ),
     "a VAE with a deterministic encoder": (
         {"penalties__kl": 1.0},
         {"model__posterior": "gaussian"},

@@ -8,6 +8,7 @@ import signal
 import threading
 from functools import reduce
 from operator import getitem
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +16,9 @@ import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-from aae_jax import checkpoints, recording, train
+from aae_jax import checkpoints, parallel, recording, train
 from aae_jax.config import ConfigError, base
-from aae_jax.data import order
+from aae_jax.data import DataError, order
 from aae_jax.phases import Batch
 from aae_jax.randomness import example_keys, named
 
@@ -443,6 +444,75 @@ def test_parameters_that_are_not_finite_are_not_saved(config_of, tmp_path):
     with pytest.raises(train.TrainingError, match=r"^step 1: .* no checkpoint was written yet"):
         trained(config, tmp_path)
     assert [p.name for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit()] == []
+
+
+# Streaming.
+
+
+@pytest.fixture(scope="module")
+def streamed(data_file, write_tfds, tmp_path_factory):
+    """Fields for the data of `data_file` as a TFDS set: (in memory, streamed)."""
+    folder = tmp_path_factory.mktemp("tfds")
+    with np.load(data_file) as file:
+        parts = {
+            part: (file[f"x_{part}"][..., np.newaxis], file[f"y_{part}"])
+            for part in ("train", "test")
+        }
+    fields = {"data.source": write_tfds(folder, "aae_small", parts), "data.data_dir": str(folder)}
+    return fields, fields | {"data.streaming": True}
+
+
+@pytest.mark.parametrize("mode", parallel.MODES)
+def test_a_streamed_run_ends_with_the_bits_of_one_in_memory(config_of, streamed, tmp_path, mode):
+    memory, stream = (
+        trained(config_of(**EVERYTHING | fields | {"train.parallel": mode}), tmp_path / name)
+        for name, fields in zip(("memory", "stream"), streamed, strict=True)
+    )
+    assert leaves(stream[0].state) == leaves(memory[0].state)
+    assert table(tmp_path / "stream") == table(tmp_path / "memory")
+
+
+def test_a_streamed_run_on_four_devices_has_the_curve_of_one(config_of, streamed, tmp_path):
+    for name, devices in (("one", 1), ("four", 4)):
+        trained(config_of(**EVERYTHING | streamed[1]), tmp_path / name, devices)
+    assert_same_curve(tmp_path / "four", tmp_path / "one")
+
+
+def test_a_streamed_run_goes_on_in_the_middle(config_of, streamed, tmp_path):
+    config = config_of(**EVERYTHING | SAVING_ALWAYS | streamed[1])
+    with dying(checkpoints, "save", 3, after=True), pytest.raises(Died):
+        trained(config, tmp_path / "halves")
+    outcome, lines = trained(config, tmp_path / "halves")
+    assert lines == ["resuming from step 9 of 24"]
+    whole, _ = trained(config_of(**EVERYTHING | streamed[1]), tmp_path / "whole")
+    assert leaves(outcome.state) == leaves(whole.state)
+
+
+def test_a_streamed_image_that_cannot_be_read_ends_the_run_in_one_line(
+    config_of, streamed, tmp_path
+):
+    run = train.prepare(config_of(**streamed[1]), jax.devices()[:1])
+    (records,) = Path(streamed[1]["data.data_dir"]).glob("aae_small/*/*-train.array_record*")
+    content = records.read_bytes()
+    try:
+        with records.open("r+b") as file:  # in its place, as a bad disk would
+            file.seek(len(content) // 3)
+            file.write(bytes(len(content) // 3))
+        with pytest.raises(DataError) as caught:
+            train.train(run, tmp_path, say=lambda line: None)
+    finally:
+        records.write_bytes(content)
+    line = str(caught.value)
+    assert re.search(r"aae_small/1.0.0: split train, example \d+: ", line), line
+    assert "prepare the data set again" in line and "\n" not in line
+
+
+def test_streaming_that_is_refused(config_of, streamed, monkeypatch):
+    config = config_of(**streamed[1], **{"train.parallel": "shard_map"})
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(ConfigError, match=r"train.parallel is shard_map; allowed .*: pmap") as got:
+        train.prepare(config, jax.devices()[:1])
+    assert "\n" not in str(got.value)
 
 
 # Starting from another run.
