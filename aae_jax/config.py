@@ -13,10 +13,10 @@ from typing import Any
 from ml_collections import ConfigDict
 
 PHASES = ("reconstruction", "regularization", "classification")
-STREAMED = ("tfds",)  # data sources whose training images can stay on disk
+STREAMED = ("tfds", "folder")  # data sources whose training images can stay on disk
 OPTIMIZERS = ("sgd", "adam", "adamw", "rmsprop")
 # Fields that configs saved by earlier versions lack; what base() has is what those runs did.
-ADDED = ("encoder.channels", "decoder.channels")
+ADDED = ("encoder.channels", "decoder.channels", "data.streaming")
 
 
 class ConfigError(ValueError):
@@ -57,7 +57,7 @@ def base() -> ConfigDict:
                 "source": "digits",  # digits, tfds:NAME, idx:DIR, npz:FILE, folder:DIR
                 "download": False,  # may TFDS download a set that is not prepared?
                 "data_dir": "",  # TFDS folder; "" is TFDS's own default
-                "streaming": False,  # read training images from disk while training (tfds)
+                "streaming": False,  # read training images while training: tfds, folder
                 "validation": 300,  # last training images held out, unless the source has some
                 "labels": -1,  # labelled training images, class-balanced; -1 keeps all labels
                 "preprocessing": "unit",  # unit, standardize, standardize_pixels

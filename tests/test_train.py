@@ -8,7 +8,6 @@ import signal
 import threading
 from functools import reduce
 from operator import getitem
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +17,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from aae_jax import checkpoints, parallel, recording, train
 from aae_jax.config import ConfigError, base
-from aae_jax.data import DataError, order
+from aae_jax.data import DataError, order, sources
 from aae_jax.phases import Batch
 from aae_jax.randomness import example_keys, named
 
@@ -489,19 +488,16 @@ def test_a_streamed_run_goes_on_in_the_middle(config_of, streamed, tmp_path):
 
 
 def test_a_streamed_image_that_cannot_be_read_ends_the_run_in_one_line(
-    config_of, streamed, tmp_path
+    config_of, streamed, tmp_path, monkeypatch
 ):
     run = train.prepare(config_of(**streamed[1]), jax.devices()[:1])
-    (records,) = Path(streamed[1]["data.data_dir"]).glob("aae_small/*/*-train.array_record*")
-    content = records.read_bytes()
-    try:
-        with records.open("r+b") as file:  # in its place, as a bad disk would
-            file.seek(len(content) // 3)
-            file.write(bytes(len(content) // 3))
-        with pytest.raises(DataError) as caught:
-            train.train(run, tmp_path, say=lambda line: None)
-    finally:
-        records.write_bytes(content)
+
+    def decode(self, example):
+        raise OSError("image file is truncated")
+
+    monkeypatch.setattr(sources.TfdsImages, "_decoded", decode)
+    with pytest.raises(DataError) as caught:
+        train.train(run, tmp_path, say=lambda line: None)
     line = str(caught.value)
     assert re.search(r"aae_small/1.0.0: split train, example \d+: ", line), line
     assert "prepare the data set again" in line and "\n" not in line

@@ -106,8 +106,8 @@ def load(
         else touches the network.
       data_dir: where TFDS keeps prepared sets; by default $TFDS_DATA_DIR, else
         ~/tensorflow_datasets. Only `tfds:` uses it.
-      streaming: whether training images stay on disk, as `StoredImages`; for `tfds:` alone. They
-        must be uint8; all else is read as ever.
+      streaming: whether training images stay on disk, as `StoredImages`; for `tfds:`, where they
+        must be uint8, and `folder:`. All else is read as ever.
 
     Returns:
       The source, with images [n, h, w, c] (grey images get c = 1) or table rows [n, features].
@@ -121,8 +121,8 @@ def load(
             "download the files first and name them by idx:DIR, npz:FILE or folder:DIR"
         )
     kind, _, place = spec.partition(":")
-    if streaming and kind != "tfds":
-        raise DataError(f"{spec}: cannot be streamed; data.streaming reads tfds:NAME")
+    if streaming and kind not in ("tfds", "folder"):
+        raise DataError(f"{spec}: cannot be streamed; data.streaming reads tfds:NAME, folder:DIR")
     if spec == "digits":
         return _digits()
     if place and kind == "tfds":
@@ -132,7 +132,7 @@ def load(
     if place and kind == "npz":
         return _npz(spec, _path(place))
     if place and kind == "folder":
-        return _folder(spec, _path(place))
+        return _folder(spec, _path(place), streaming)
     raise DataError(f"unknown data set {spec!r}: known are {KNOWN_SPECS}")
 
 
@@ -257,7 +257,7 @@ def _npz(spec: str, path: Path) -> Source:
     return _source(spec, parts, names)
 
 
-def _folder(spec: str, folder: Path) -> Source:
+def _folder(spec: str, folder: Path, streaming: bool) -> Source:
     if not os.path.isdir(folder):
         cause = "not a folder" if os.path.exists(folder) else "no such folder"
         raise DataError(f"{folder}: {cause}; give the folder that holds the class folders")
@@ -266,10 +266,12 @@ def _folder(spec: str, folder: Path) -> Source:
     listed = {part: _shuffled(found[part], classes) for part in found}
     with ThreadPoolExecutor() as pool:
         shape = _common_shape([path for paths, _ in listed.values() for path in paths], pool)
-        parts = {
-            part: (_read_images(paths, shape, pool), label)
-            for part, (paths, label) in listed.items()
-        }
+        parts: dict[str, tuple[np.ndarray | StoredImages, np.ndarray | None]] = {}
+        for part, (paths, label) in listed.items():
+            if streaming and part == "train":
+                parts[part] = StoredImages(FolderImages(paths, shape)), label
+            else:
+                parts[part] = _read_images(paths, shape, pool), label
     return _source(spec, parts, {}, len(classes))
 
 
@@ -402,6 +404,38 @@ def _read_images(
     for _ in pool.map(read, range(len(paths))):
         pass
     return images
+
+
+class FolderImages:
+    """Image files of one size, a `Reader` for `StoredImages`."""
+
+    def __init__(self, paths: Sequence[Path], shape: tuple[int, int, int]):
+        """Reads nothing yet.
+
+        Args:
+          paths: of the files.
+          shape: of each image, [h, w, c] with 1 or 3 channels.
+        """
+        self._paths = paths
+        self.shape: tuple[int, ...] = shape
+
+    def __len__(self) -> int:
+        """How many images there are."""
+        return len(self._paths)
+
+    def read(self, rows: Integer[np.ndarray, "n"]) -> UInt8[np.ndarray, "n h w c"]:
+        """Reads and decodes images.
+
+        Raises:
+          DataError: one of them is damaged or no longer of its size.
+        """
+        images = np.empty((len(rows), *self.shape), np.uint8)
+        for i, row in enumerate(rows):
+            image = _with_image(self._paths[row], partial(_pixels, channels=self.shape[2]))
+            if image.shape != self.shape:
+                raise _mixed_sizes(str(self._paths[row]), self.shape, image.shape)
+            images[i] = image
+        return images
 
 
 def _with_image(path: Path, read: Callable[[Image.Image], ReadOut]) -> ReadOut:
@@ -560,7 +594,7 @@ def _read_split(
 def _mixed_sizes(where: str, first: Sequence[int], other: Sequence[int]) -> DataError:
     return DataError(
         f"{where}: images of mixed sizes, {list(first)} and {list(other)}; "
-        "scale them to one size and take npz:FILE"
+        "scale them to one size and take npz:FILE or folder:DIR"
     )
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from aae_jax.data import DataError, load, preprocessing, split
 from aae_jax.data.sources import Stored
@@ -153,6 +154,47 @@ def test_constants_of_ten_times_the_images_take_the_same_memory():
     assert peaks[2] < 1.2 * peaks[1] < 80e6
 
 
+# Image folders.
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Files in two classes and of no class, for training and testing."""
+    rng = np.random.default_rng(0)
+    for part, count in (("train", 40), ("test", 3)):
+        for name in ("cat", "dog", "unlabelled"):
+            (tmp_path / part / name).mkdir(parents=True)
+            for i in range(count):
+                image = Image.fromarray(rng.integers(0, 256, (4, 5, 3), np.uint8))
+                image.save(tmp_path / part / name / f"{i}.png")
+    return tmp_path
+
+
+def test_a_streamed_folder_is_the_one_in_memory(folder):
+    memory, stream = (load(f"folder:{folder}", streaming=each) for each in (False, True))
+    assert isinstance(stream.train, Stored) and isinstance(stream.test.image, np.ndarray)
+    np.testing.assert_array_equal(np.asarray(stream.train.image), memory.train.image, strict=True)
+    np.testing.assert_array_equal(stream.train.label, memory.train.label, strict=True)
+    np.testing.assert_array_equal(stream.test.image, memory.test.image, strict=True)
+    assert stream.num_classes == memory.num_classes == 2
+
+
+@pytest.mark.parametrize("fault", ["cut", "scaled", "gone"])
+def test_a_file_that_changed_since_the_start_is_named_with_what_to_do(folder, fault):
+    images = load(f"folder:{folder}", streaming=True).train.image
+    file = folder / "train" / "dog" / "7.png"
+    if fault == "cut":
+        file.write_bytes(file.read_bytes()[:50])
+    elif fault == "scaled":
+        Image.new("RGB", (3, 3)).save(file)
+    else:
+        file.unlink()
+    with pytest.raises(DataError) as caught:
+        np.asarray(images)
+    line = str(caught.value)
+    assert line.startswith(f"{file}: ") and "; " in line and "\n" not in line
+
+
 # TFDS.
 
 
@@ -232,5 +274,5 @@ def test_images_that_cannot_be_streamed(write_tfds, tmp_path, shapes, dtype, wor
 
 @pytest.mark.parametrize("spec", ["digits", "idx:/tmp", "npz:/tmp/x.npz"])
 def test_other_sources_are_not_streamed(spec):
-    with pytest.raises(DataError, match=f"^{spec}: cannot be streamed; .* tfds:NAME"):
+    with pytest.raises(DataError, match=f"^{spec}: cannot be streamed; .* tfds:NAME, folder"):
         load(spec, streaming=True)
