@@ -492,7 +492,7 @@ def test_a_streamed_image_that_cannot_be_read_ends_the_run_in_one_line(
 ):
     run = train.prepare(config_of(**streamed[1]), jax.devices()[:1])
 
-    def decode(self, example):
+    def decode(self, record):
         raise OSError("image file is truncated")
 
     monkeypatch.setattr(sources.TfdsImages, "_decoded", decode)

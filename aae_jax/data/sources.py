@@ -609,20 +609,21 @@ def _stored_split(builder: Any, split: str, where: str) -> tuple[StoredImages, n
             "data.streaming reads encoded images, tfds.features.Image of uint8"
         )
     try:
-        examples = builder.as_data_source(
+        records = builder.as_data_source(
             split=split,
             file_format="array_record",
-            deserialize_method=tfds.decode.DeserializeMethod.DESERIALIZE_NO_DECODE,
+            # TFDS's own decoding takes all features apart, at twice the time.
+            deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES,
         )
-        images = StoredImages(TfdsImages(examples, kind, where))
-        return images, _stored_labels(examples, dict(builder.info.features.items()), where)
+        images = StoredImages(TfdsImages(records, kind, where))
+        return images, _stored_labels(records, dict(builder.info.features.items()), where)
     except DataError:
         raise
     except Exception as error:
         raise _unreadable(where, error) from error
 
 
-def _stored_labels(examples: Any, features: Mapping[str, Any], where: str) -> np.ndarray | None:
+def _stored_labels(records: Any, features: Mapping[str, Any], where: str) -> np.ndarray | None:
     """All labels; the images beside them are read but not decoded."""
     if "label" not in features:
         return None
@@ -634,34 +635,41 @@ def _stored_labels(examples: Any, features: Mapping[str, Any], where: str) -> np
         )
 
     def block(number: int) -> list[int]:
-        rows = range(number * PIECE, min((number + 1) * PIECE, len(examples)))
-        found = examples.__getitems__(list(rows))
-        return [example.features.feature["label"].int64_list.value[0] for example in found]
+        rows = range(number * PIECE, min((number + 1) * PIECE, len(records)))
+        found = records.__getitems__(list(rows))
+        return [_stored_feature(record, "label").int64_list.value[0] for record in found]
 
-    blocks = ahead(block, -(-len(examples) // PIECE), buffered=num_threads())
+    blocks = ahead(block, -(-len(records) // PIECE), buffered=num_threads())
     return np.concatenate([np.asarray(labels, np.int64) for labels in blocks])
+
+
+def _stored_feature(record: bytes, name: str) -> Any:
+    """A feature of a serialized `tf.train.Example`, for which TensorFlow is not imported."""
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    return tf_example_pb2.Example.FromString(record).features.feature[name]
 
 
 class TfdsImages:
     """The encoded images of a TFDS split, a `Reader` for `StoredImages`."""
 
-    def __init__(self, examples: Any, kind: Any, where: str):
+    def __init__(self, records: Any, kind: Any, where: str):
         """Reads the first image, which says what all of them must be like.
 
         Args:
-          examples: TFDS data source that gives `tf.train.Example`s.
+          records: TFDS data source that gives bytes.
           kind: the TFDS feature that decodes an image, to uint8.
           where: names the split in messages.
 
         Raises:
           DataError: it cannot be read.
         """
-        self._examples, self._kind, self._where = examples, kind, where
+        self._records, self._kind, self._where = records, kind, where
         self.shape = self._image(0).shape
 
     def __len__(self) -> int:
         """How many images there are."""
-        return len(self._examples)
+        return len(self._records)
 
     def read(self, rows: Integer[np.ndarray, "n"]) -> UInt8[np.ndarray, "n h w c"]:
         """Reads and decodes images.
@@ -677,20 +685,19 @@ class TfdsImages:
         return images
 
     def _images(self, rows: np.ndarray) -> list[np.ndarray]:
-        # TFDS's own decoding takes all features apart, at twice the time.
         try:
-            return [self._decoded(each) for each in self._examples.__getitems__(rows.tolist())]
+            return [self._decoded(each) for each in self._records.__getitems__(rows.tolist())]
         except Exception:
             return [self._image(int(row)) for row in rows]  # finds the one to be named
 
     def _image(self, row: int) -> np.ndarray:
         try:
-            return self._decoded(self._examples[row])
+            return self._decoded(self._records[row])
         except Exception as error:
             raise _unreadable(f"{self._where}, example {row}", error) from error
 
-    def _decoded(self, example: Any) -> np.ndarray:
-        return self._kind.decode_example_np(example.features.feature["image"].bytes_list.value[0])
+    def _decoded(self, record: bytes) -> np.ndarray:
+        return self._kind.decode_example_np(_stored_feature(record, "image").bytes_list.value[0])
 
 
 def _unreadable(where: Path | str, error: Exception) -> DataError:
