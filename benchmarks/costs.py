@@ -8,6 +8,8 @@ start: seconds from the command to the first trained step, with JAX's persistent
 memory: peak memory of training E1 against the size of the data set.
 parzen: seconds of the Parzen window's log-likelihood, and of choosing sigma.
 codes: images encoded and codes decoded a second.
+streaming: images a second and peak memory of training E1 on a TFDS set and on one ten times larger,
+  in memory and streamed.
 """
 
 import argparse
@@ -16,7 +18,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 
@@ -28,14 +31,14 @@ from aae_jax import train
 from aae_jax.data import preprocessing
 from aae_jax.evaluation import likelihood
 from aae_jax.files import write_whole
-from aae_jax.recording import read_metrics
+from aae_jax.recording import Row, read_metrics
 from aae_jax.state import Params, evaluated_params
 from aae_jax.validation import BLOCK
-from benchmarks import ours
+from benchmarks import ours, tfds_sets
 from benchmarks.contest import REPOSITORY, environment, worker
 from benchmarks.speed import cores
 from benchmarks.table import aligned
-from benchmarks.workload import Workload
+from benchmarks.workload import Workload, examples
 
 Rows = Iterator[tuple[str, str]]
 _PATIENCE_SECONDS = 600
@@ -70,37 +73,56 @@ def seconds_to_first_step(data: Path, variables: dict[str, str], width: int = 0)
     Raises:
         RuntimeError: the command ended before, or is silent for ten minutes.
     """
-    widths = [f"--config.{net}.widths=({width}, {width})" for net in ("encoder", "decoder")]
+    flags = [f"--config.data.source=npz:{data}", "--config.train.chunk_steps=1"]
     with tempfile.TemporaryDirectory() as folder:
-        errors = Path(folder) / "errors.txt"
         began = time.perf_counter()
-        with errors.open("w") as stderr:
-            process = subprocess.Popen(
-                [
-                    *(sys.executable, "-m", "aae_jax.main"),
-                    *("--config", "configs/mnist_gaussian.py"),
-                    *("--workdir", f"{folder}/run"),
-                    f"--config.data.source=npz:{data}",
-                    "--config.data.validation=10",
-                    "--config.train.chunk_steps=1",
-                    *(widths if width else []),
-                ],
-                cwd=REPOSITORY,
-                env={**os.environ, **variables},
-                stdout=subprocess.DEVNULL,
-                stderr=stderr,
-            )
-        try:
-            while time.perf_counter() - began < _PATIENCE_SECONDS:
-                if any(row["step"] >= 1 for row in read_metrics(Path(folder) / "run")):
-                    return time.perf_counter() - began
-                if process.poll() is not None:
-                    break
-                time.sleep(0.02)
-            raise RuntimeError(f"no step was trained: {errors.read_text().strip()[-500:]}")
-        finally:
-            process.kill()
-            process.wait()
+        with _training(Path(folder), flags, width, variables) as process:
+            _wait_for(process, Path(folder), step=1)
+            return time.perf_counter() - began
+
+
+@contextmanager
+def _training(
+    folder: Path, flags: Sequence[str], width: int, variables: Mapping[str, str] | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
+    """E1 trained in a process of its own, which is killed afterwards."""
+    widths = [f"--config.{net}.widths=({width}, {width})" for net in ("encoder", "decoder")]
+    command = [
+        *(sys.executable, "-m", "aae_jax.main", "--config", "configs/mnist_gaussian.py"),
+        *(f"--workdir={folder / 'run'}", "--config.data.validation=10", *flags),
+        *(widths if width else []),
+    ]
+    with (folder / "errors.txt").open("w") as stderr:
+        process = subprocess.Popen(
+            command,
+            cwd=REPOSITORY,
+            env={**os.environ, **(variables or {})},
+            stdout=subprocess.DEVNULL,
+            stderr=stderr,
+        )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _wait_for(process: subprocess.Popen[bytes], folder: Path, step: int) -> list[Row]:
+    """The rows that are recorded when the step is.
+
+    Raises:
+        RuntimeError: the process ended before, or is silent for ten minutes.
+    """
+    began = time.perf_counter()
+    while time.perf_counter() - began < _PATIENCE_SECONDS:
+        rows = read_metrics(folder / "run")
+        if any(row["step"] >= step for row in rows):
+            return rows
+        if process.poll() is not None:
+            break
+        time.sleep(0.02)
+    error = (folder / "errors.txt").read_text().strip()[-500:]
+    raise RuntimeError(f"step {step} was not trained: {error}")
 
 
 def memory(arguments: argparse.Namespace) -> Rows:
@@ -164,11 +186,49 @@ def codes(arguments: argparse.Namespace) -> Rows:
     yield f"images decoded, in blocks of {len(image)}", rate(decode, style)
 
 
+def streaming(arguments: argparse.Namespace) -> Rows:
+    """E1 in processes of their own, in turns, as the loop itself reports its speed."""
+    for images in (arguments.images, 10 * arguments.images):
+        with tempfile.TemporaryDirectory() as folder:
+            image, label = examples(_workload(arguments)._replace(num_images=images))
+            image = image[..., np.newaxis]
+            splits = {"train": (image, label), "test": (image[-10:], label[-10:])}
+            spec = tfds_sets.write(Path(folder), "streaming", splits)
+            measured: dict[bool, list[tuple[float, float]]] = {False: [], True: []}
+            for _ in range(arguments.rounds):
+                for streamed, outcomes in measured.items():
+                    outcomes.append(_speed_and_peak(spec, folder, streamed, arguments.width))
+            for streamed, outcomes in measured.items():
+                speed, peak = (median(values) for values in zip(*outcomes, strict=True))
+                name = f"{images:,} images, {'streamed' if streamed else 'in memory'}"
+                yield name, f"{speed:,.0f} images a second, peak {peak:,.0f} MB"
+
+
+def _speed_and_peak(spec: str, data_dir: str, streamed: bool, width: int) -> tuple[float, float]:
+    """Median images a second of ten chunks, and the process's peak memory in MB."""
+    with tempfile.TemporaryDirectory() as folder:
+        flags = [
+            f"--config.data.source={spec}",
+            f"--config.data.data_dir={data_dir}",
+            f"--config.data.streaming={streamed}",
+            "--config.train.chunk_steps=20",
+            "--config.train.epochs=1000",
+            "--config.evaluation.every_epochs=1000000",
+        ]
+        with _training(Path(folder), flags, width) as process:
+            rows = _wait_for(process, Path(folder), step=12 * 20)
+            process.kill()
+            _, _, usage = os.wait4(process.pid, 0)
+    speeds = [row["images_per_second"] for row in rows if "images_per_second" in row]
+    return median(speeds[-10:]), usage.ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
+
+
 COSTS: dict[str, Callable[[argparse.Namespace], Rows]] = {
     "start": start,
     "memory": memory,
     "parzen": parzen,
     "codes": codes,
+    "streaming": streaming,
 }
 
 

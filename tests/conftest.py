@@ -1,7 +1,6 @@
 """Every test may use four (forced CPU) devices; no test may use the network."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -31,6 +30,7 @@ from aae_jax.phases import (
     regularization,
 )
 from aae_jax.state import ALONE, Collective, TrainState, Update, init_state
+from benchmarks import tfds_sets
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 4)
@@ -57,40 +57,7 @@ def quick_compilation() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def write_tfds() -> Callable[..., str]:
     """Writes TFDS sets: (folder, name, {split: (images, labels or None)}) -> their spec."""
-    return _write_tfds
-
-
-def _write_tfds(folder: Path, name: str, splits: Mapping[str, tuple[Any, Any]]) -> str:
-    import tensorflow_datasets as tfds
-
-    tfds.disable_progress_bar()
-    images, labels = splits["train"]
-    shapes = {image.shape for image in images}
-    shape = shapes.pop() if len(shapes) == 1 else (None, None, images[0].shape[-1])
-    features = {"image": tfds.features.Image(shape=shape, dtype=images[0].dtype)}
-    if labels is not None:
-        features["label"] = tfds.features.ClassLabel(num_classes=int(max(labels)) + 1)
-
-    def rows(split: str) -> Iterator[tuple[int, dict[str, Any]]]:
-        images, labels = splits[split]
-        for i, image in enumerate(images):
-            yield i, {"image": image} | ({} if labels is None else {"label": int(labels[i])})
-
-    def info(self: Any) -> Any:
-        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
-
-    members = {
-        "name": name,
-        "VERSION": tfds.core.Version("1.0.0"),
-        "_info": info,
-        "_split_generators": lambda self, manager: {split: rows(split) for split in splits},
-        "_generate_examples": None,
-    }
-    # skip_registration: a session may write sets of one name to several folders.
-    with tfds.core.registered.skip_registration():
-        builder = type(name, (tfds.core.GeneratorBasedBuilder,), members)
-    builder(data_dir=str(folder), file_format="array_record").download_and_prepare()
-    return f"tfds:{name}"
+    return tfds_sets.write
 
 
 @pytest.fixture(scope="session")
@@ -99,7 +66,7 @@ def stored_digits(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     source, folder = load("digits"), tmp_path_factory.mktemp("stored")
     parts = {"train": (source.train, 500), "test": (source.test, 100)}
     splits = {name: (part.image[:n], part.label[:n]) for name, (part, n) in parts.items()}
-    return _write_tfds(folder, "aae_digits", splits), str(folder)
+    return tfds_sets.write(folder, "aae_digits", splits), str(folder)
 
 
 class Small(NamedTuple):
