@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.metadata
+import itertools
 import json
 import logging
 import math
@@ -145,17 +146,25 @@ def _train(config: ConfigDict, folder: Path, command: str) -> None:
             return
         outcome = run_training(run, folder)
         if outcome.finished and parallel.is_first():
-            _report(run, outcome, folder)
-            print(f"{time.monotonic() - began:.0f} s in all; open {folder / PAGE}")
+            with termination(of_all=False) as terminated:
+                reported = _report(run, outcome, folder, terminated)
+            if reported:
+                print(f"{time.monotonic() - began:.0f} s in all; open {folder / PAGE}")
+            else:
+                print("stopped by SIGTERM; the model is saved, the same command draws the report")
 
 
-def _report(run: Run, outcome: Outcome, folder: Path) -> None:
+def _report(run: Run, outcome: Outcome, folder: Path, terminated: Callable[[], bool]) -> bool:
+    """Writes scores, figures and page; nothing and False when told to stop meanwhile."""
     print("reading the test images, drawing the report")
-    view = _view(run, outcome.state, folder, outcome.seconds)
+    view = _view(run, outcome.state, folder, outcome.seconds, terminated)
+    if terminated():
+        return False
     _write_scores(view)
     _write_figures(view)
     _write_page(view)
     print(report.score_table(view.scores))
+    return True
 
 
 def _review(folder: Path, mode: str) -> None:
@@ -216,10 +225,18 @@ class _View(NamedTuple):
     curves: list[Drawing]
 
 
-def _view(run: Run, state: TrainState, folder: Path, seconds: float) -> _View:
+def _view(
+    run: Run,
+    state: TrainState,
+    folder: Path,
+    seconds: float,
+    terminated: Callable[[], bool] = lambda: False,
+) -> _View:
+    """What is to be shown; as much of it as there was time for before `terminated`."""
     evaluation = run.config.evaluation
     options = Options(evaluation.parzen_samples, evaluation.sample_quality)
-    items = list(assess(_readings(run, state), options))
+    assessed = assess(_readings(run, state), options)
+    items = list(itertools.takewhile(lambda item: not terminated(), assessed))
     scores = [_beside_paper(item, run.config) for item in items if isinstance(item, Score)]
     drawings = [item for item in items if isinstance(item, Drawing)]
     return _View(run, state, folder, seconds, scores, drawings, _curves(run, folder))

@@ -402,13 +402,13 @@ def _all_finite(tree: Any) -> bool:
 
 
 @contextlib.contextmanager
-def termination() -> Iterator[Callable[[], bool]]:
+def termination(of_all: bool = True) -> Iterator[Callable[[], bool]]:
     """Turns SIGTERM into a question, to be asked where stopping loses nothing.
 
-    On several processes a SIGTERM to any of them is one to all; then all of them must ask equally
-    often, and get the same answer.
+    On several processes a SIGTERM to any of them is one to all, unless `of_all` is False; then all
+    of them must ask equally often, and get the same answer.
     """
-    if jax.process_count() > 1:
+    if of_all and jax.process_count() > 1:
         # JAX has a handler of its own, which tells the others; this one would replace it.
         yield lambda: multihost_utils.reached_preemption_sync_point(next(_questions))
         return

@@ -1,5 +1,7 @@
 """SIGTERM, with which schedulers end jobs, costs nothing; and a folder belongs to one process."""
 
+import signal
+
 
 def test_saves_and_says_so(system, stopped) -> None:
     ended = stopped.ended
@@ -35,3 +37,20 @@ def test_the_same_command_goes_on(system, stopped, reference, tmp_path) -> None:
 def test_a_second_process_is_refused(system, stopped) -> None:
     line = system.explain(stopped.second)
     assert "another process is using" in line and str(stopped.workdir) in line
+
+
+def test_while_the_report_is_drawn(system, reference, tmp_path) -> None:
+    """A finished run without its report; the same command draws it."""
+    run = system.copy(reference.workdir, tmp_path / "run")
+    (run / "report.html").unlink()
+    process = system.train(run)
+    assert process.until(lambda: "reading the test images" in process.out), process.wait()
+    process.popen.send_signal(signal.SIGTERM)
+    ended = process.wait()
+    assert (ended.status, ended.err) == (0, ""), ended
+    assert ended.out.splitlines()[-1] == (
+        "stopped by SIGTERM; the model is saved, the same command draws the report"
+    )
+    assert not (run / "report.html").exists()
+    assert system.train(run).wait().status == 0
+    assert (run / "report.html").stat().st_size > 10_000
