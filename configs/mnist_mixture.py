@@ -14,7 +14,7 @@ from aae_jax.config import mnist, use_adam
 def get_config() -> ConfigDict:
     """E1 with another prior."""
     config = mnist()
-    use_adam(config, autoencoder=1e-3, discriminator=4e-4, generator=2e-4)
+    use_adam(config)
     config.experiment = "E2"
     config.title = "Adversarial autoencoder on MNIST, mixture of ten Gaussians (Fig 2 b)"
     config.style.prior = "petals(modes=10, scale=4.0)"

@@ -1,5 +1,6 @@
 """Codes in the plane: by label, beside their prior, with cluster heads, around a circle."""
 
+import textwrap
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -15,6 +16,7 @@ from matplotlib.ticker import MaxNLocator
 from aae_jax.figures import style
 
 _LEGEND_ROWS = 16
+_PANEL_TITLE_WIDTH = 44  # characters, as wide as a panel
 
 
 class CodePanel(NamedTuple):
@@ -92,7 +94,8 @@ def four_panels(
         axes = figure.add_subplot(rows, columns, place)
         limits, notes = _panel_limits(panel)
         _draw_panel(axes, panel, limits)
-        axes.set_title(panel.title, loc="left", fontsize=style.PANEL_SIZE, color=style.INK)
+        heading = textwrap.fill(panel.title, _PANEL_TITLE_WIDTH)
+        axes.set_title(heading, loc="left", fontsize=style.PANEL_SIZE, color=style.INK)
         axes.set_xlabel("\n".join(notes), fontsize=style.TEXT_SIZE, color=style.SOFT_INK)
         if place == columns:
             _legend_beside(axes, handles, legend_columns)

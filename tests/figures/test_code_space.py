@@ -3,6 +3,7 @@ import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle
+from matplotlib.text import Text
 
 from aae_jax.figures import CodePanel, circle_map, code_scatter, four_panels, heads_scatter, style
 
@@ -178,6 +179,17 @@ def test_other_numbers_of_panels(count):
     figure.canvas.draw()
     assert len(figure.axes) == count
     assert sum(axes.get_legend() is not None for axes in figure.axes) == 1
+
+
+def test_a_long_title_stays_over_its_own_panel():
+    codes, labels = np.zeros((3, 2), np.float32), np.arange(3)
+    title = "Variational autoencoder on MNIST, Gaussian prior of standard deviation 5 (Fig 2 c)"
+    figure = four_panels([CodePanel(title, codes, labels)] * 2)
+    figure.canvas.draw()
+    left, right = figure.axes[:2]
+    (heading,) = [text for text in left.findobj(Text) if text.get_text().startswith("Variational")]
+    assert heading.get_window_extent().x1 < right.get_window_extent().x0
+    assert heading.get_text().replace("\n", " ") == title
 
 
 def test_four_panels_needs_panels():
