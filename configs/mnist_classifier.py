@@ -3,6 +3,8 @@
 python -m aae_jax.main --config configs/mnist_classifier.py:100
 python -m aae_jax.main --config configs/mnist_classifier.py:1000
 python -m aae_jax.main --config configs/mnist_classifier.py:all
+
+Seen after 5 epochs with 100 labels, seed 0: 20.0 % error.
 """
 
 from ml_collections import ConfigDict

@@ -3,7 +3,8 @@
   python -m aae_jax.main --config configs/mnist_clustering.py:16
   python -m aae_jax.main --config configs/mnist_clustering.py:30
 
-Appendix A.3 with layers of 1000 units instead of 3000 and fewer epochs than its 1500.
+Appendix A.3 with layers of 1000 units instead of 3000 and fewer epochs than its 1500. Seen after 20
+epochs with 16 clusters, seed 0: 33.5 % error by the paper's rule, 29.8 % by majority vote.
 """
 
 from ml_collections import ConfigDict
