@@ -6,7 +6,7 @@
 The Toronto Face Dataset is not public. Any 48x48 grey faces with x_train, x_valid and x_test stand
 in for it, such as FER-2013; scores on them do not compare with the paper's 2252 +- 16.
 
-Seen on FER-2013 after 8 epochs: 370 nats, samples that are little more than the mean face in several lights.
+Seen on FER-2013 after 8 epochs: 370 nats, samples little more than the mean face in several lights.
 """
 
 from ml_collections import ConfigDict
