@@ -29,6 +29,7 @@ from aae_jax import checkpoints, figures, parallel, report, workdir
 from aae_jax.assessment import Drawing, Options, assess, code_panel
 from aae_jax.config import ConfigError, digest
 from aae_jax.data import DataError
+from aae_jax.evaluation.latent_space import FEWEST_CODES
 from aae_jax.randomness import named
 from aae_jax.readings import Readings
 from aae_jax.recording import read_metrics
@@ -133,6 +134,7 @@ def _train(config: ConfigDict, folder: Path, command: str) -> None:
     began = time.monotonic()
     with termination() as terminated, contextlib.ExitStack() as held:
         run = prepare(config)
+        _check_reportable(run)
 
         def open_folder() -> None:
             held.enter_context(workdir.locked(folder))
@@ -152,6 +154,16 @@ def _train(config: ConfigDict, folder: Path, command: str) -> None:
                 print(f"{time.monotonic() - began:.0f} s in all; open {folder / PAGE}")
             else:
                 print("stopped by SIGTERM; the model is saved, the same command draws the report")
+
+
+def _check_reportable(run: Run) -> None:
+    """Says before training what the report would fail at after it."""
+    num_test = len(run.splits.test.image)
+    if "reconstruction" in run.experiment.phases and num_test < FEWEST_CODES:
+        raise DataError(
+            f"{run.config.data.source}: there are {num_test} test images; the report, which "
+            f"compares their codes with the prior, needs {FEWEST_CODES} or more"
+        )
 
 
 def _report(run: Run, outcome: Outcome, folder: Path, terminated: Callable[[], bool]) -> bool:

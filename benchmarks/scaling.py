@@ -128,7 +128,7 @@ def measured(steps: int, width: int) -> Iterator[Row]:
             run = Path(folder) / f"{processes}x{devices}"
             rate = images_per_second(run, data, processes, devices, steps, width)
             one = one or rate
-            name = f"{devices} devices of a process" if processes == 1 else f"{processes} processes"
+            name = f"processes: {processes}, devices of each: {devices}"
             yield name, f"{rate:,.0f}", f"{rate / one:.0%}"
 
 

@@ -259,6 +259,11 @@ def test_what_training_cannot_use_is_named_before_a_folder_is_made(
 
 def test_data_of_another_kind_are_named(capsys, tmp_path, quiet):
     x = np.linspace(-3, 3, 40 * 5, dtype=np.float32).reshape(40, 5)
+    np.savez(tmp_path / "few.npz", x_train=x, x_test=x[:19])
+    few = digits(data__source=f"npz:{tmp_path}/few.npz", data__validation=5)
+    few.decoder.output, few.data.preprocessing = "linear", "standardize"
+    line = refused(capsys, program.train(few, tmp_path / "run", "command"))
+    assert all(word in line for word in ("few.npz", "19 test images", "20 or more")), line
     np.savez(tmp_path / "rows.npz", x_train=x, x_test=x)
     source = {"data__source": f"npz:{tmp_path}/rows.npz", "data__validation": 5}
     line = refused(capsys, program.train(digits(**source), tmp_path / "run", "command"))

@@ -19,6 +19,8 @@ from aae_jax.evaluation.pairwise import centred, map_rows
 # Multiples of the median squared distance, so that both fine structure and bulk count.
 _SCALES = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 _MEDIAN_SAMPLES = 1000
+# Of which a classifier that tells codes from prior samples can still learn and be tested.
+FEWEST_CODES = 20
 
 
 class MomentDistance(NamedTuple):
@@ -172,8 +174,8 @@ def classifier_two_sample_accuracy(
         ValueError: if either has fewer than 20 rows.
     """
     rows = min(len(x), len(y), max_rows)
-    if rows < 20:
-        raise ValueError(f"a two-sample classifier needs 20 rows of each, got {rows}")
+    if rows < FEWEST_CODES:
+        raise ValueError(f"a two-sample classifier needs {FEWEST_CODES} rows of each, got {rows}")
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.model_selection import train_test_split
     from threadpoolctl import threadpool_limits
