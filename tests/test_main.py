@@ -158,7 +158,7 @@ def test_an_impossible_value_ends_in_one_line_and_leaves_nothing(tmp_path):
 ASKED = """
 import sys, types
 program = types.ModuleType("aae_jax.program")
-program.train = lambda config, folder, command: print(
+program.train = lambda config, folder, command, processes: print(
     config.seed, config.phases, config.data.download, folder, command, sep="; ")
 program.review = lambda folder, mode: print(folder, mode)
 program.compare = lambda folders, out: print(*folders, out)
