@@ -1,5 +1,6 @@
 """Every test may use four (forced CPU) devices; no test may use the network."""
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -32,6 +33,10 @@ from aae_jax.phases import (
 from aae_jax.state import ALONE, Collective, TrainState, Update, init_state
 from benchmarks import tfds_sets
 
+if jax.__version_info__[:2] <= (0, 10):  # an unknown flag of a later XLA would end the process
+    # On a busy machine a device may wait for others longer than the 40 s after which XLA aborts.
+    wait = "--xla_cpu_collective_call_terminate_timeout_seconds=600"
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {wait}"
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 4)
 
