@@ -86,6 +86,48 @@ class Small(NamedTuple):
     state: Callable[..., TrainState]  # (std, seed): weights from NumPy, as in `random_weights`
 
 
+class ArrayReader:
+    """Stored images (see `aae_jax.data.stored`) in memory, and a list of what was read."""
+
+    def __init__(self, images: np.ndarray):
+        self.images, self.shape = images, images.shape[1:]
+        self.read_rows: list[np.ndarray] = []
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        self.read_rows.append(rows)
+        return self.images[rows]
+
+
+class EndlessReader:
+    """Stored images that are made when read."""
+
+    shape = (32, 32, 3)
+
+    def __init__(self, n: int):
+        self._n = n
+
+    def __len__(self) -> int:
+        return self._n
+
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        return np.full((len(rows), *self.shape), rows[:, None, None, None] % 251, np.uint8)
+
+
+@pytest.fixture(scope="session")
+def array_reader() -> type[ArrayReader]:
+    """images -> a reader of them."""
+    return ArrayReader
+
+
+@pytest.fixture(scope="session")
+def endless_reader() -> type[EndlessReader]:
+    """n -> a reader of so many images."""
+    return EndlessReader
+
+
 @pytest.fixture(scope="session")
 def random_weights() -> Callable[..., Any]:
     """Fills what `init(key)` would return with NumPy's numbers: (init, std) -> variables.

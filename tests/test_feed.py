@@ -17,20 +17,6 @@ LABELLED = np.arange(7, N, 30)
 STARTS = range(0, 60, STEPS)  # 4.8 epochs
 
 
-class ArrayReader:
-    """Keeps its images in memory, and a list of what was read."""
-
-    def __init__(self, images):
-        self.images, self.shape, self.read_rows = images, images.shape[1:], []
-
-    def __len__(self):
-        return len(self.images)
-
-    def read(self, rows):
-        self.read_rows.append(rows)
-        return self.images[rows]
-
-
 @pytest.fixture
 def arrays():
     rng = np.random.default_rng(0)
@@ -39,8 +25,8 @@ def arrays():
 
 
 @pytest.fixture
-def stored(arrays):
-    return Stored(StoredImages(ArrayReader(arrays.image)), arrays.label)
+def stored(arrays, array_reader):
+    return Stored(StoredImages(array_reader(arrays.image)), arrays.label)
 
 
 def reader_of(stored):
@@ -154,24 +140,9 @@ def test_an_image_that_cannot_be_read_stops_the_chunk_that_needs_it(stored):
     assert str(caught.value) == f"example {bad} is broken"
 
 
-class Endless:
-    """Images that are made when read."""
-
-    shape = (32, 32, 3)
-
-    def __init__(self, n):
-        self._n = n
-
-    def __len__(self):
-        return self._n
-
-    def read(self, rows):
-        return np.full((len(rows), *self.shape), rows[:, None, None, None] % 251, np.uint8)
-
-
-def test_memory_is_that_of_a_few_chunks_however_many_images_there_are():
+def test_memory_is_that_of_a_few_chunks_however_many_images_there_are(endless_reader):
     mesh, n = parallel.device_mesh(jax.devices()[:1]), 50_000
-    stored = Stored(StoredImages(Endless(n)), np.zeros(n, np.int32))
+    stored = Stored(StoredImages(endless_reader(n)), np.zeros(n, np.int32))
     tracemalloc.start()
     try:
         chunks = feed.streamed(

@@ -19,20 +19,6 @@ from aae_jax.data.sources import Stored
 from aae_jax.data.stored import PIECE, Reader, StoredImages, ahead
 
 
-class ArrayReader:
-    """Keeps its images in memory, and a list of what was read."""
-
-    def __init__(self, images):
-        self.images, self.shape, self.read_rows = images, images.shape[1:], []
-
-    def __len__(self):
-        return len(self.images)
-
-    def read(self, rows):
-        self.read_rows.append(rows)
-        return self.images[rows]
-
-
 def numbered(n):
     """Images [n, 2, 3, 1] that differ."""
     return np.random.default_rng(n).integers(0, 256, (n, 2, 3, 1), np.uint8)
@@ -78,9 +64,9 @@ def test_an_error_is_raised_in_its_turn():
 
 
 @given(data=st.data(), n=st.integers(1, 40))
-def test_slices_and_rows_are_those_of_the_array(data, n):
+def test_slices_and_rows_are_those_of_the_array(data, n, array_reader):
     array = numbered(n)
-    stored = StoredImages(ArrayReader(array))
+    stored = StoredImages(array_reader(array))
     bound = st.none() | st.integers(-n - 2, n + 2)
     for _ in range(data.draw(st.integers(0, 3))):
         part = slice(data.draw(bound), data.draw(bound))
@@ -97,8 +83,8 @@ def test_slices_and_rows_are_those_of_the_array(data, n):
             stored[np.array([outside])]
 
 
-def test_a_slice_reads_nothing_and_asarray_all_of_it():
-    reader = ArrayReader(numbered(3 * PIECE + 5))
+def test_a_slice_reads_nothing_and_asarray_all_of_it(array_reader):
+    reader = array_reader(numbered(3 * PIECE + 5))
     assert isinstance(reader, Reader)
     stored = StoredImages(reader)[7:-1][1:]
     assert reader.read_rows == []
@@ -111,8 +97,8 @@ def test_a_slice_reads_nothing_and_asarray_all_of_it():
     )
 
 
-def test_stored_images_have_no_steps_and_are_never_free():
-    stored = StoredImages(ArrayReader(numbered(9)))
+def test_stored_images_have_no_steps_and_are_never_free(array_reader):
+    stored = StoredImages(array_reader(numbered(9)))
     with pytest.raises(IndexError, match="step"):
         stored[::2]
     with pytest.raises(ValueError, match="reading"):
@@ -120,34 +106,19 @@ def test_stored_images_have_no_steps_and_are_never_free():
 
 
 @pytest.mark.parametrize("name", preprocessing.NAMES)
-def test_constants_are_those_of_the_array_bit_for_bit(name):
+def test_constants_are_those_of_the_array_bit_for_bit(name, array_reader):
     array = numbered(1300)
     want = preprocessing.fit(name, array)
-    have = preprocessing.fit(name, StoredImages(ArrayReader(array)))
+    have = preprocessing.fit(name, StoredImages(array_reader(array)))
     np.testing.assert_array_equal(have.shift, want.shift, strict=True)
     np.testing.assert_array_equal(have.scale, want.scale, strict=True)
 
 
-class Endless:
-    """Images that are made when read."""
-
-    shape = (32, 32, 3)
-
-    def __init__(self, n):
-        self._n = n
-
-    def __len__(self):
-        return self._n
-
-    def read(self, rows):
-        return np.full((len(rows), *self.shape), rows[:, None, None, None] % 251, np.uint8)
-
-
-def test_constants_of_ten_times_the_images_take_the_same_memory():
+def test_constants_of_ten_times_the_images_take_the_same_memory(endless_reader):
     peaks = []
     for n in (4_000, 4_000, 40_000):
         tracemalloc.start()
-        preprocessing.fit("standardize_pixels", StoredImages(Endless(n)))
+        preprocessing.fit("standardize_pixels", StoredImages(endless_reader(n)))
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     # All images as float64 would take 980 MB, and as bytes 120.
