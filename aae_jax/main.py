@@ -11,8 +11,8 @@ Flags:
   --mode MODE              train (default); eval: score the run in DIR again; figures: draw it
                            again; compare: several finished runs, --workdir DIR,DIR,...
   --out DIR                where compare writes; default runs/comparison
-  --distributed=MODE       several processes: auto (default; as Slurm, Kubernetes or Cloud TPU say),
-                           yes, no; elsewhere --coordinator HOST:PORT, --num_processes N and
+  --distributed=MODE       several processes: auto (default; where Slurm or Cloud TPU say so), yes,
+                           no; elsewhere --coordinator HOST:PORT, --num_processes N and
                            --process_id I, given to each of them
 """
 

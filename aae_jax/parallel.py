@@ -39,8 +39,8 @@ class Processes(NamedTuple):
     """How the processes of a run find each other.
 
     Attributes:
-        mode: "auto" starts several where Slurm, Kubernetes or Cloud TPU says that there are
-            several; "yes" always, as JAX detects them; "no" never.
+        mode: "auto" joins several where Slurm or Cloud TPU says that there are several; "yes"
+            always, as JAX detects them; "no" never.
         coordinator: HOST:PORT of process 0, for a machine that says nothing; "" detects it.
         num_processes, process_id: how many there are, and which one this is, from 0.
     """
@@ -58,7 +58,7 @@ def start(processes: Processes, environ: Mapping[str, str]) -> None:
         ProcessError: they cannot be joined, or what is said of them is incomplete.
     """
     mode, coordinator, num_processes, process_id = processes
-    found: dict[str, Any] = {}  # JAX asks Slurm, Kubernetes or Cloud TPU
+    found: dict[str, Any] = {}  # JAX asks Slurm or Cloud TPU
     if coordinator:
         if not 0 <= process_id < num_processes:
             raise ProcessError(
@@ -83,17 +83,16 @@ def start(processes: Processes, environ: Mapping[str, str]) -> None:
 
 
 def several_announced(environ: Mapping[str, str]) -> bool:
-    """Whether Slurm (a step of srun), Cloud TPU or Kubernetes says there are several processes.
+    """Whether Slurm (a step of srun) or Cloud TPU says that there are several processes.
 
     A single one is left alone. On a Cloud TPU pod whose workers do not list each other in the
-    environment, say `--distributed=yes`.
+    environment, say `--distributed=yes`. Kubernetes does not tell a pod how many there are:
+    launch/kubernetes.yaml gives each its number and theirs.
     """
     if "SLURM_PROCID" in environ and "SLURM_LOCALID" in environ:
         return int(environ.get("SLURM_NTASKS", "1")) > 1
     workers = environ.get("TPU_PROCESS_ADDRESSES") or environ.get("TPU_WORKER_HOSTNAMES", "")
-    if "," in workers:
-        return True
-    return "KUBERNETES_SERVICE_HOST" in environ and "JOB_COMPLETION_INDEX" in environ
+    return "," in workers
 
 
 def lost(error: BaseException | None) -> str | None:
@@ -121,16 +120,13 @@ def first_only(action: Callable[[], None]) -> None:
     Raises:
         ProcessError: on the others, when process 0 failed; it says why itself.
     """
-    if jax.process_count() == 1:
-        action()
-        return
-    failure: BaseException | None = None
+    failure: Exception | None = None
     if is_first():
         try:
             action()
         except Exception as error:
             failure = error
-    failed = bool(multihost_utils.broadcast_one_to_all(np.asarray(failure is not None)))
+    failed = agreed(failure is not None)
     if failure is not None:
         raise failure
     if failed:

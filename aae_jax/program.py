@@ -112,8 +112,9 @@ def _status(action: Callable[[], None]) -> int:
 
 def _explanation(error: Exception) -> object | None:
     """One line on a fault that the user can mend; None for one that is the program's own."""
-    if parallel.lost(error):
-        return parallel.lost(error)
+    lost_process = parallel.lost(error)
+    if lost_process is not None:
+        return lost_process
     if isinstance(error, EXPLAINED):
         return error
     if isinstance(error, OSError):

@@ -322,7 +322,8 @@ def test_one_device_needs_no_collective():
         ({"TPU_WORKER_HOSTNAMES": "host-0,host-1"}, True),
         ({"TPU_PROCESS_ADDRESSES": "10.0.0.1:8471,10.0.0.2:8471"}, True),
         ({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, False),
-        ({"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "0"}, True),
+        # A job of a single pod has a number too.
+        ({"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "0"}, False),
     ],
 )
 def test_processes_join_by_themselves_where_there_are_several(monkeypatch, environ, several):
