@@ -288,17 +288,24 @@ def _axes_of_modes(readings: Readings) -> np.ndarray:
 
 def _styles_and_labels(readings: Readings) -> Drawing:
     rows, labels = 10, readings.experiment.model.num_labels
+    kind = "label" if _labels_are_classes(readings) else "cluster"
     styles = np.repeat(readings.prior_samples[:rows], labels, axis=0)
     images = readings.decode(styles, np.tile(np.arange(labels), rows))
     return Drawing(
         "styles_and_labels",
-        "Each row holds a style of the prior fixed, each column a label.",
+        f"Each row holds a style of the prior fixed, each column a {kind}.",
         figures.image_grid(
             _grid(readings.shown(images), rows, labels),
-            "Style by row, label by column",
+            f"Style by row, {kind} by column",
             col_labels=[str(label) for label in range(labels)],
         ),
     )
+
+
+def _labels_are_classes(readings: Readings) -> bool:
+    """Whether the decoder's label is the data's class, learned or given, and not a cluster."""
+    experiment = readings.experiment
+    return experiment.knows_classes or experiment.model.layout == "style_and_given_label"
 
 
 def _judged(readings: Readings) -> Iterator[Item]:
@@ -329,10 +336,7 @@ def _judged(readings: Readings) -> Iterator[Item]:
     yield Score("samples: kernel distance", distances.kernel, "", "lower", None)
     yield Score("samples: precision", distances.precision, "fraction", "higher", None)
     yield Score("samples: recall", distances.recall, "fraction", "higher", None)
-    if readings.experiment.model.num_labels == splits.num_classes and (
-        readings.experiment.knows_classes
-        or readings.experiment.model.layout == "style_and_given_label"
-    ):
+    if readings.experiment.model.num_labels == splits.num_classes and _labels_are_classes(readings):
         recognised = classification.conditional_agreement(
             classify(readings.shown(generated.image)), generated.label
         )

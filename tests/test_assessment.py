@@ -5,6 +5,7 @@ import jax
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from scipy.optimize import linear_sum_assignment
 from scipy.special import logsumexp, softmax
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
@@ -516,3 +517,14 @@ def test_codes_are_drawn_over_the_prior_with_their_labels(readings_of, drawn):
     panel = code_panel(readings, "A run")
     np.testing.assert_array_equal(panel.codes, codes)
     assert panel.title == "A run"
+
+
+@pytest.mark.parametrize(
+    ("experiment", "kind"), [("E9", "label"), ("E11", "label"), ("E13", "cluster")]
+)
+def test_columns_of_styles_are_called_what_they_are(readings_of, experiment, kind):
+    fields = EXPERIMENTS[experiment][0]
+    drawing = assessed(readings_of(**fields))[1]["styles_and_labels"]
+    texts = [text.get_text() for text in drawing.figure.findobj(Text)]
+    assert f"Style by row, {kind} by column" in texts
+    assert drawing.caption.endswith(f"each column a {kind}.")
