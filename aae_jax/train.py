@@ -130,7 +130,7 @@ def train(run: Run, workdir: Path, say: Callable[[str], None] | None = None) -> 
         with (
             termination() as terminated,
             _recorder(run, workdir, state, console) as recorder,
-            contextlib.closing(_feed(run, int(state.step))) as chunks,
+            contextlib.closing(chunks_from(run, int(state.step))) as chunks,
         ):
             outcome = _loop(run, state, chunks, manager, recorder, terminated, seconds)
         if not outcome.finished:
@@ -220,15 +220,7 @@ def _loop(
 ) -> Outcome:
     config, experiment = run.config, run.experiment
     num_steps, chunk_steps = experiment.num_steps, config.train.chunk_steps
-    advance = parallel.map_chunk(
-        chunk(
-            experiment.step,
-            lambda image: preprocessing.normalize(run.preprocessing, image),
-            parallel.collective(run.mesh),
-        ),
-        run.mesh,
-        config.train.parallel,
-    )
+    advance = mapped_chunk(run)
     validate_state = validator(experiment, run.splits, run.preprocessing)
     began = time.monotonic()
 
@@ -298,8 +290,18 @@ def _loop(
     return Outcome(parallel.own(state, run.mesh), True, seconds())
 
 
-def _feed(run: Run, step: int) -> feed.Feed:
-    """What the chunks from this step on train on."""
+def mapped_chunk(run: Run) -> parallel.Chunk:
+    """The chunk of steps on the run's devices: (state, examples, rows) -> (state, metrics)."""
+    one_device = chunk(
+        run.experiment.step,
+        lambda image: preprocessing.normalize(run.preprocessing, image),
+        parallel.collective(run.mesh),
+    )
+    return parallel.map_chunk(one_device, run.mesh, run.config.train.parallel)
+
+
+def chunks_from(run: Run, step: int) -> feed.Feed:
+    """What the chunks from this step to the run's end train on."""
     chunk_steps = run.config.train.chunk_steps
     starts = range(step, run.experiment.num_steps, chunk_steps)
     train, mode = run.splits.train, run.config.train.parallel

@@ -9,10 +9,8 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from aae_jax import parallel, train
+from aae_jax import train
 from aae_jax.config import mnist, use_adam
-from aae_jax.data import Arrays, order, preprocessing
-from aae_jax.step import Examples, Rows, chunk
 from benchmarks.workload import Round, Workload, examples
 from configs import mnist_gaussian, mnist_semisupervised
 
@@ -54,42 +52,20 @@ def write_examples(workload: Workload, file: Path) -> None:
 def contender(workload: Workload) -> Callable[[], Round]:
     """A round of chunks, each dispatched before the metrics of the one before are read."""
     run = prepared(workload)
-    advance = parallel.map_chunk(
-        chunk(
-            run.experiment.step,
-            lambda image: preprocessing.normalize(run.preprocessing, image),
-            parallel.collective(run.mesh),
-        ),
-        run.mesh,
-        run.config.train.parallel,
-    )
-    assert isinstance(run.splits.train, Arrays)
-    data = Examples(*run.splits.train)
-    placed = jax.device_put(data, parallel.replicated(run.mesh))
-    state, first = train.initial_state(run), 0
+    advance, chunks = train.mapped_chunk(run), train.chunks_from(run, 0)
+    state = train.initial_state(run)
 
     def one_round() -> Round:
-        nonlocal state, first
+        nonlocal state
         pending: Any = None
         for _ in range(workload.steps // workload.chunk_steps):
-            state, metrics = advance(state, placed, _rows(run, first, workload.chunk_steps))
-            first += workload.chunk_steps
+            state, metrics = advance(state, *next(chunks))
             if pending is not None:
                 _read(pending)
             pending = metrics
         return Round(workload.steps * workload.batch_size, _read(pending))
 
     return one_round
-
-
-def _rows(run: train.Run, first: int, steps: int) -> Rows:
-    def drawn(count: int, stream: str) -> np.ndarray:
-        return order.rows(run.config.seed, count, run.config.train.batch_size, first, steps, stream)
-
-    image = drawn(len(run.splits.train.image), "images")
-    if "classification" not in run.config.phases:
-        return Rows(image, None)
-    return Rows(image, run.splits.labelled[drawn(len(run.splits.labelled), "labelled")])
 
 
 def _read(metrics: dict[str, jax.Array]) -> dict[str, float]:
