@@ -2,6 +2,7 @@
 
 import signal
 import socket
+import time
 
 import pytest
 
@@ -93,10 +94,13 @@ def test_processes_stop_together_and_go_on_in_any_number(system, tmp_path):
     both = start_both(system, workdir, *endless)
     assert both[0].until(recorded(step + 50)), [process.wait() for process in both]
     both[1].popen.kill()
+    killed = time.monotonic()
     survivor = both[0].wait()
+    assert time.monotonic() - killed < 60
     assert f"resuming from step {step}" in survivor.out
-    assert survivor.status == 1, survivor
-    assert "another one is gone; start all of them again" in survivor.err, survivor.err
+    # Outside of a collective it is JAX that misses the heartbeat, says so and aborts.
+    told = {1: "another one is gone; start all of them again", -signal.SIGABRT: "another task died"}
+    assert told[survivor.status] in " ".join(survivor.err.split()), survivor.err
     assert "Traceback" not in survivor.err
 
     step = system.steps_saved(workdir)[-1]
