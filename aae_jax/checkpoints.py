@@ -21,6 +21,7 @@ import logging as standard_logging
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -254,12 +255,15 @@ def digest(state: PyTree) -> dict[str, str]:
 def quiet_orbax() -> None:
     """Silence Orbax: its log lines, and the tracebacks of the threads and reads that it abandons.
 
-    For the start of a program, since it adds filters to the loggers `absl` and `asyncio` and wraps
-    `sys.unraisablehook`, all of the whole process. Without it one failed save prints hundreds of
-    lines. Failures still arrive as `CheckpointError`, and this module's warnings stay.
+    For the start of a program, since it adds filters to warnings and to the loggers `absl` and
+    `asyncio`, and wraps `sys.unraisablehook`, all of the whole process. Without it one failed save
+    prints hundreds of lines. Failures still arrive as `CheckpointError`, and this module's warnings
+    stay.
     """
     logging.get_absl_logger().addFilter(_not_from_orbax)
     standard_logging.getLogger("asyncio").addFilter(_not_from_orbax)
+    # What a failed save was still to write; the only coroutines here are Orbax's.
+    warnings.filterwarnings("ignore", message="coroutine .* was never awaited")
     report = sys.unraisablehook
 
     def report_others(unraisable: Any) -> None:
