@@ -12,11 +12,18 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-PHASES = ("reconstruction", "regularization", "classification")
+PHASES = ("reconstruction", "regularization", "classification", "smoothness")
+OPTIMIZER_NAMES = ("autoencoder", "discriminator", "generator", "classifier", "smoothness")
 STREAMED = ("tfds", "folder")  # data sources whose training images can stay on disk
 OPTIMIZERS = ("sgd", "adam", "adamw", "rmsprop")
 # Fields that configs saved by earlier versions lack; what base() has is what those runs did.
-ADDED = ("encoder.channels", "decoder.channels", "data.streaming")
+ADDED = (
+    "encoder.channels",
+    "decoder.channels",
+    "data.streaming",
+    "optimizers.smoothness",
+    "train.smoothness_radius",
+)
 
 
 class ConfigError(ValueError):
@@ -98,18 +105,20 @@ def base() -> ConfigDict:
                 "kl": 0.0,  # weight of KL(q(z|x) || p(z)): 1 makes the VAE
                 "heads_apart": 0.0,  # weight of the cost on near cluster heads
             },
-            "phases": ("reconstruction", "regularization"),  # in this order
+            "phases": ("reconstruction", "regularization"),  # in this order, of PHASES
             "optimizers": {
                 "autoencoder": optimizer(0.01, 0.9),
                 "discriminator": optimizer(0.1, 0.1),
                 "generator": optimizer(0.1, 0.1),
                 "classifier": optimizer(0.1, 0.9),
+                "smoothness": optimizer(0.1, 0.9),
             },
             "train": {
                 "epochs": 100.0,  # passes over the (unlabelled) training images
                 "batch_size": 100,  # over all devices
                 "labelled_batch_size": 100,
                 "chunk_steps": 100,  # steps per call of the device
+                "smoothness_radius": 1.5,  # Euclidean distance within which q(y|x) is smooth
                 "averaging": 0.0,  # decay of the parameter average to evaluate; 0 keeps none
                 "parallel": "pmap",  # pmap, shard_map
             },
@@ -316,13 +325,14 @@ _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     **{f"{part}.{name}": _number(0) for part in ("style", "label") for name in ("weight", "noise")},
     "penalties.kl": _number(0),
     "penalties.heads_apart": _number(0),
+    "train.smoothness_radius": _number(0, open_low=True),
     "phases": (
         f"a choice of {', '.join(PHASES)}, each at most once, in any order",
         lambda v: len(v) > 0 and all(v.count(name) == 1 and name in PHASES for name in v),
     ),
     **{
         f"optimizers.{each}.{field}": rule
-        for each in ("autoencoder", "discriminator", "generator", "classifier")
+        for each in OPTIMIZER_NAMES
         for field, rule in {
             "name": _one_of(*OPTIMIZERS),
             "learning_rate": _number(0, open_low=True),
@@ -384,6 +394,8 @@ def _contradictions(config: ConfigDict) -> list[str]:
         bad.append("style.divergence or label.divergence is set, but phases lacks regularization")
     if "classification" in config.phases and not has_label_head(config):
         bad.append("the phase classification needs a label head: model.labels of 1 or more")
+    if "smoothness" in config.phases and not has_label_head(config):
+        bad.append("the phase smoothness needs a label head: model.labels of 1 or more")
     if "classification" in config.phases and config.data.labels == 0:
         bad.append("the phase classification needs labels: data.labels of 1 or more, or -1")
     return bad

@@ -23,6 +23,7 @@ from aae_jax.phases import (
     kl,
     reconstruction,
     regularization,
+    smoothness,
 )
 from aae_jax.priors import Prior
 from aae_jax.randomness import named
@@ -335,6 +336,7 @@ def _updates(
         "reconstruction": {"autoencoder": _autoencoder_subtrees(config)},
         "regularization": {"discriminator": ("discriminator",), "generator": ("encoder",)},
         "classification": {"classifier": ("encoder",)},
+        "smoothness": {"smoothness": ("encoder",)},
     }
     return {
         name: Update(
@@ -422,6 +424,9 @@ def _phases(
             model, matches, updates["discriminator"], updates["generator"], collective
         ),
         "classification": lambda: classification(model, updates["classifier"]),
+        "smoothness": lambda: smoothness(
+            model, updates["smoothness"], config.train.smoothness_radius
+        ),
     }
     return tuple(known[name]() for name in config.phases)
 

@@ -1,4 +1,4 @@
-"""The paper's three phases: reconstruction, regularization, classification (sections 2 and 5).
+"""The phases of a step: the paper's three (sections 2 and 5), and smoothness.
 
 A phase is a function (state, batch) -> (state, metrics). It moves exactly the parameters of its
 updates. Written for one device's share of the batch; what crosses devices is injected.
@@ -218,6 +218,54 @@ def classification(model: Model, update: Update) -> Phase:
         return state, metrics
 
     return phase
+
+
+def smoothness(model: Model, update: Update, radius: float) -> Phase:
+    """The encoder's label head learns to say the same of an image and of its neighbours.
+
+    Virtual adversarial training (Miyato et al., 2017, arXiv:1704.03976), not of the paper: descends
+    KL(q(y|x) || q(y|x + r)) in nats, where r, of Euclidean length `radius`, is nearly the step that
+    changes q(y|x) most: one power iteration from a random direction. It asks for no labels. The
+    first distribution is a constant target.
+    """
+    # Long enough for float32 to see a difference of second order.
+    probe = 0.1
+
+    def phase(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        keys = all_named(batch.keys, "smoothness")
+
+        def log_labels(params: Params, image: Array) -> Float[Array, "batch labels"]:
+            # The same keys, so that an image and its neighbour come with the same input noise.
+            code, _ = model.encode(params, state.batch_stats, image, keys, True)
+            assert code.label_logits is not None, "smoothness needs a label head"
+            return jax.nn.log_softmax(code.label_logits)
+
+        target = log_labels(state.params, batch.image)
+
+        def change(params: Params, step: Array) -> Float[Array, "batch"]:
+            moved = log_labels(params, batch.image + step)
+            return (jnp.exp(target) * (target - moved)).sum(axis=1)
+
+        start = jax.vmap(lambda key: jax.random.normal(key, batch.image.shape[1:]))(keys)
+        worst = jax.grad(lambda step: change(state.params, step).sum())(_of_length(probe, start))
+        step = _of_length(radius, worst)
+
+        def loss(params: Params) -> tuple[Float[Array, ""], Metrics]:
+            cost = change(params, step).mean()
+            return cost, {"smoothness": cost}
+
+        state, _, metrics = descend(update, state, loss)
+        return state, metrics
+
+    return phase
+
+
+def _of_length(length: float, steps: Float[Array, "batch ..."]) -> Float[Array, "batch ..."]:
+    axes = tuple(range(1, steps.ndim))
+    # Divided twice, as squares of tiny gradients would be zero in float32.
+    largest = jnp.abs(steps).max(axis=axes, keepdims=True)
+    scaled = steps / (largest + 1e-30)
+    return length * scaled / jnp.sqrt((scaled**2).sum(axis=axes, keepdims=True) + 1e-12)
 
 
 def _part(match: Match, code: Code) -> Float[Array, "batch dim"]:

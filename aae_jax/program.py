@@ -39,7 +39,7 @@ from aae_jax.state import TrainState
 from aae_jax.train import Outcome, Run, TrainingError, prepare, restore, termination
 from aae_jax.train import train as run_training
 
-COMMAND, SCORES, PAGE = "command.txt", "scores.json", "report.html"
+COMMAND, SCORES, FACTS, PAGE = "command.txt", "scores.json", "facts.json", "report.html"
 _NO_CURVE = {"step", "epoch", "images_per_second"}
 EXPLAINED = (
     ConfigError,
@@ -59,26 +59,31 @@ def train(
     processes: parallel.Processes | None = None,
 ) -> int:
     """Trains, or goes on training, and reports; the exit status."""
+    return session(lambda: run(config, folder, command), processes)
 
-    def start_and_train() -> None:
+
+def session(action: Callable[[], object], processes: parallel.Processes | None = None) -> int:
+    """Does the action among the run's processes; the exit status."""
+
+    def start_and_act() -> None:
         _keep_compiled_code()
         parallel.start(processes or parallel.Processes(), os.environ)
-        _train(config, folder, command)
+        action()
 
-    return _explained(start_and_train)
+    return explained(start_and_act)
 
 
 def review(folder: Path, mode: str) -> int:
     """Scores ("eval") or draws ("figures") a run again; the exit status."""
-    return _explained(lambda: _review(folder, mode))
+    return explained(lambda: _review(folder, mode))
 
 
 def compare(folders: Sequence[Path], out: Path) -> int:
     """Sets finished runs side by side: one picture of codes, one table of scores; the status."""
-    return _explained(lambda: _compare(folders, out))
+    return explained(lambda: _compare(folders, out))
 
 
-def _explained(action: Callable[[], None]) -> int:
+def explained(action: Callable[[], object]) -> int:
     """Runs the action; a fault that the user can mend ends in one line, not in a traceback."""
     status = _status(action)
     if status and jax.distributed.is_initialized():
@@ -89,7 +94,7 @@ def _explained(action: Callable[[], None]) -> int:
     return status
 
 
-def _status(action: Callable[[], None]) -> int:
+def _status(action: Callable[[], object]) -> int:
     absl_logging.set_verbosity(absl_logging.WARNING)
     logging.getLogger("jax").setLevel(logging.ERROR)
     checkpoints.quiet_orbax()
@@ -131,30 +136,33 @@ def _keep_compiled_code() -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
-def _train(config: ConfigDict, folder: Path, command: str) -> None:
+def run(config: ConfigDict, folder: Path, command: str) -> bool:
+    """Trains, or goes on training, and reports; whether it came to the end, as SIGTERM stops it."""
     began = time.monotonic()
     with termination() as terminated, contextlib.ExitStack() as held:
-        run = prepare(config)
-        _check_reportable(run)
+        prepared = prepare(config)
+        _check_reportable(prepared)
 
         def open_folder() -> None:
             held.enter_context(workdir.locked(folder))
             workdir.claim(folder, config)
             workdir.write_text(folder / COMMAND, command + "\n")
-            print(_overview(run, folder))
+            print(_overview(prepared, folder))
 
         parallel.first_only(open_folder)
         if terminated():
             print("stopped by SIGTERM before training; the same command starts it")
-            return
-        outcome = run_training(run, folder)
-        if outcome.finished and parallel.is_first():
-            with termination(of_all=False) as terminated:
-                reported = _report(run, outcome, folder, terminated)
-            if reported:
-                print(f"{time.monotonic() - began:.0f} s in all; open {folder / PAGE}")
-            else:
-                print("stopped by SIGTERM; the model is saved, the same command draws the report")
+            return False
+        outcome = run_training(prepared, folder)
+        if not outcome.finished or not parallel.is_first():
+            return outcome.finished
+        with termination(of_all=False) as terminated:
+            reported = _report(prepared, outcome, folder, terminated)
+        if reported:
+            print(f"{time.monotonic() - began:.0f} s in all; open {folder / PAGE}")
+        else:
+            print("stopped by SIGTERM; the model is saved, the same command draws the report")
+        return reported
 
 
 def _check_reportable(run: Run) -> None:
@@ -295,6 +303,7 @@ def _curves(run: Run, folder: Path) -> list[Drawing]:
 
 def _write_scores(view: _View) -> None:
     workdir.write_text(view.folder / SCORES, report.scores_json(view.scores) + "\n")
+    workdir.write_text(view.folder / FACTS, json.dumps(_facts(view), indent=2) + "\n")
 
 
 def _write_figures(view: _View) -> None:
@@ -310,7 +319,7 @@ def _write_page(view: _View) -> None:
         summary=_summary(view.run),
         command=(view.folder / COMMAND).read_text().strip(),
         config_text=config.to_json(indent=2, sort_keys=True),
-        facts=_facts(view),
+        facts=_shown_facts(view),
         scores=view.scores,
         figures=[_shown(drawing) for drawing in view.drawings],
         curves=[_shown(drawing) for drawing in view.curves],
@@ -336,21 +345,35 @@ def _summary(run: Run) -> str:
     return text
 
 
-def _facts(view: _View) -> list[tuple[str, str]]:
-    rows = read_metrics(view.folder)
-    rates = [row["images_per_second"] for row in rows if "images_per_second" in row]
-    step, per_epoch = int(view.state.step), view.run.experiment.steps_per_epoch
+def _facts(view: _View) -> dict[str, float | str]:
+    """What a run took, for result tables; times in seconds."""
+    step, batch_size = int(view.state.step), view.run.config.train.batch_size
     device = view.run.mesh.devices.flat[0]
-    facts = [
-        ("Training time", f"{view.seconds:.0f} s"),
-        ("Steps", f"{step:,} ({step / per_epoch:.1f} epochs)"),
-        ("Devices", f"{view.run.mesh.size} x {device.device_kind} ({device.platform})"),
-        ("Config digest", digest(view.run.config)),
-        ("Versions", ", ".join(f"{name} {_version(name)}" for name in ("aae_jax", "jax", "flax"))),
+    return {
+        "seconds": round(view.seconds),
+        "steps": step,
+        "epochs": round(step / view.run.experiment.steps_per_epoch, 2),
+        "images_seen": step * batch_size,
+        "devices": f"{view.run.mesh.size} x {device.device_kind} ({device.platform})",
+        "config_digest": digest(view.run.config),
+    }
+
+
+def _shown_facts(view: _View) -> list[tuple[str, str]]:
+    facts = _facts(view)
+    rates = [
+        row["images_per_second"] for row in read_metrics(view.folder) if "images_per_second" in row
     ]
-    if rates:
-        facts.insert(1, ("Images per second, median", f"{np.median(rates):,.0f}"))
-    return facts
+    rate = [("Images per second, median", f"{np.median(rates):,.0f}")] if rates else []
+    versions = ", ".join(f"{name} {_version(name)}" for name in ("aae_jax", "jax", "flax"))
+    return [
+        ("Training time", f"{facts['seconds']} s"),
+        *rate,
+        ("Steps", f"{facts['steps']:,} ({facts['epochs']:.1f} epochs)"),
+        ("Devices", str(facts["devices"])),
+        ("Config digest", str(facts["config_digest"])),
+        ("Versions", versions),
+    ]
 
 
 def _version(package: str) -> str:

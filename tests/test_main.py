@@ -165,7 +165,7 @@ program.compare = lambda folders, out: print(*folders, out)
 sys.modules["aae_jax.program"] = program
 from absl import app
 from aae_jax import main
-app.run(main.main, flags_parser=main._parse)
+app.run(main.main, flags_parser=main.parse)
 """
 
 

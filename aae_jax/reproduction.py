@@ -1,0 +1,238 @@
+"""Rows of results: one config over several seeds, each finished run a line of CSV.
+
+Everything that RESULTS.md says is filled in from those lines, so that no number stands there which
+no run gave.
+"""
+
+import csv
+import fcntl
+import io
+import json
+import re
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from ml_collections import ConfigDict
+
+from aae_jax import parallel, program
+from aae_jax.config import digest
+from aae_jax.files import write_whole
+from aae_jax.recording import read_metrics
+from aae_jax.workdir import WorkdirError, read_config, write_text
+
+Row = Mapping[str, str | float | int]
+# Lines of a file that differ in this were not made by one recipe.
+_RECIPE = "recipe_digest"
+_MARKED = re.compile(r"(<!-- ([^:|]+): ([^|]+?) -->)[^|\n]*")
+
+
+class Recipe(NamedTuple):
+    """What a table's lines come from.
+
+    Attributes:
+        config: of every run, but for its seed.
+        folder: where the runs live, `seed-0`, `seed-1` and so on.
+        table: the CSV file, one line a seed.
+        command: what repeats them.
+    """
+
+    config: ConfigDict
+    folder: Path
+    table: Path
+    command: str
+
+
+def of_seed(config: ConfigDict, seed: int) -> ConfigDict:
+    """The same config with another seed."""
+    changed = config.copy_and_resolve_references()
+    with changed.unlocked():
+        changed.seed = seed
+    return changed.lock()
+
+
+def reproduce(
+    recipe: Recipe, seeds: Sequence[int], processes: parallel.Processes | None = None
+) -> int:
+    """Runs a recipe with each seed that its table lacks; the exit status.
+
+    What an earlier, interrupted call has finished is not run again, and what it has begun goes on.
+    """
+    return program.session(lambda: _reproduce(recipe, seeds), processes)
+
+
+def record(folders: Sequence[Path], results: Path) -> int:
+    """Writes validation scores of runs, finished or not, to results/trials/RUN.csv; the status.
+
+    For choosing between recipes: no test image is looked at.
+    """
+
+    def record_all() -> None:
+        for folder in folders:
+            _record(folder, results / "trials")
+
+    return program.explained(record_all)
+
+
+def fill_in_file(results: Path) -> int:
+    """Fills in the file RESULTS.md beside the folder of results; the exit status."""
+    return program.explained(lambda: _fill_in_file(results))
+
+
+def _reproduce(recipe: Recipe, seeds: Sequence[int]) -> None:
+    recipe_digest = digest(of_seed(recipe.config, 0))
+    for seed in seeds:
+        if any(row["seed"] == str(seed) for row in rows_of(recipe.table, recipe_digest)):
+            print(f"seed {seed} is in {recipe.table}")
+            continue
+        run = recipe.folder / f"seed-{seed}"
+        if not program.run(of_seed(recipe.config, seed), run, recipe.command):
+            return
+        if parallel.is_first():
+            add_row(recipe.table, {"seed": seed, _RECIPE: recipe_digest, **finished_run(run)})
+            _fill_in_file(recipe.table.parent)
+    print(summary(rows_of(recipe.table)))
+
+
+def _record(folder: Path, trials: Path) -> None:
+    config, scores = read_config(folder), last_validation(folder)
+    if not scores:
+        raise WorkdirError(f"{folder} has no validation scores")
+    row: dict[str, str | float | int] = {
+        "seed": config.seed,
+        _RECIPE: digest(of_seed(config, 0)),
+        "epochs": max(row.get("epoch", 0.0) for row in read_metrics(folder)),
+        "command": (folder / program.COMMAND).read_text().strip(),
+        **scores,
+    }
+    table = trials / f"{folder.name}.csv"
+    table.unlink(missing_ok=True)
+    add_row(table, row)
+    print(f"{table}: " + ", ".join(f"{name} {value:g}" for name, value in scores.items()))
+
+
+def _fill_in_file(results: Path) -> None:
+    document = results.parent / "RESULTS.md"
+    if document.exists():
+        write_text(document, fill_in(document.read_text(), results))
+
+
+def finished_run(folder: Path) -> dict[str, str | float | int]:
+    """What a finished run gave: its facts, command, last validation scores and test scores."""
+    facts = json.loads((folder / program.FACTS).read_text())
+    scores = {
+        score["name"]: score["value"] for score in json.loads((folder / program.SCORES).read_text())
+    }
+    command = (folder / program.COMMAND).read_text().strip()
+    return {**facts, "command": command, **last_validation(folder), **scores}
+
+
+def last_validation(folder: Path) -> dict[str, float]:
+    """The newest validation scores of a run, finished or not."""
+    scores: dict[str, float] = {}
+    for row in read_metrics(folder):
+        scores |= {name: value for name, value in row.items() if name.startswith("valid/")}
+    return scores
+
+
+def rows_of(table: Path, recipe: str | None = None) -> list[dict[str, str]]:
+    """The lines of a table; none without a file.
+
+    Raises:
+        WorkdirError: it cannot be read, or is not of the recipe.
+    """
+    try:
+        rows = list(csv.DictReader(io.StringIO(table.read_text())))
+        if not all("seed" in row for row in rows):
+            raise ValueError("a line has no seed")
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, csv.Error) as error:
+        raise WorkdirError(f"{table} cannot be read: {error}") from error
+    others = {row.get(_RECIPE) for row in rows} - {recipe}
+    if recipe is not None and others:
+        raise WorkdirError(
+            f"{table} holds runs of another config ({', '.join(map(str, others))}, this is "
+            f"{recipe}); move it away or choose another --results"
+        )
+    return rows
+
+
+def add_row(table: Path, row: Row) -> None:
+    """Adds a line, in the order of seeds; the file is whole before and after, whoever else adds.
+
+    Raises:
+        WorkdirError: the table cannot be read or written.
+    """
+    try:
+        with _held(table):
+            rows = [*rows_of(table), {name: str(value) for name, value in row.items()}]
+            names = dict.fromkeys(name for each in rows for name in each)
+            text = io.StringIO()
+            writer = csv.DictWriter(text, list(names), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(sorted(rows, key=lambda each: int(each["seed"])))
+            write_whole(table, text.getvalue().encode())
+    except OSError as error:
+        raise WorkdirError(f"cannot write {table}: {error.strerror}") from error
+
+
+@contextmanager
+def _held(table: Path) -> Iterator[None]:
+    table.parent.mkdir(parents=True, exist_ok=True)
+    with open(table.parent / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def mean(rows: Sequence[Mapping[str, str]], column: str) -> str:
+    """Mean and standard error over seeds, such as "1.93 ± 0.07 (3 seeds)".
+
+    Raises:
+        WorkdirError: a line lacks the column.
+    """
+    try:
+        values = [float(row[column]) for row in rows]
+    except (KeyError, ValueError) as error:
+        raise WorkdirError(f"no number under {column!r} in a line of results") from error
+    if not values:
+        return "not run"
+    centre = statistics.mean(values)
+    decimals = 0 if abs(centre) >= 1000 else 2 if abs(centre) >= 1 else 3
+    if len(values) == 1:
+        return f"{centre:.{decimals}f} (1 seed)"
+    spread = statistics.stdev(values) / len(values) ** 0.5
+    return f"{centre:.{decimals}f} ± {spread:.{decimals}f} ({len(values)} seeds)"
+
+
+def summary(rows: Sequence[Mapping[str, str]]) -> str:
+    """Mean of each number over the seeds, one line each."""
+    numbers = [name for name in rows[0] if _is_number(rows[0][name]) and name != "seed"]
+    width = max(map(len, numbers), default=0)
+    return "\n".join(f"{name:<{width}}  {mean(rows, name)}" for name in numbers)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def fill_in(text: str, results: Path) -> str:
+    """The text with what follows each mark `<!-- TABLE: COLUMN -->` taken from results/TABLE.csv.
+
+    What follows reaches to the next "|" or the end of the line: a cell of a table.
+
+    Raises:
+        WorkdirError: a table cannot be read, or lacks the column.
+    """
+
+    def filled(match: re.Match[str]) -> str:
+        mark, table, column = match.groups()
+        return f"{mark} {mean(rows_of(results / f'{table}.csv'), column)} "
+
+    return _MARKED.sub(filled, text)
