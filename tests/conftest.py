@@ -29,6 +29,7 @@ from aae_jax.phases import (
     critic_features,
     reconstruction,
     regularization,
+    smoothness,
 )
 from aae_jax.state import ALONE, Collective, TrainState, Update, init_state
 from benchmarks import tfds_sets
@@ -48,6 +49,7 @@ PAPER_RATES = {
     "discriminator": (0.1, 0.1),
     "generator": (0.1, 0.1),
     "classifier": (0.1, 0.9),
+    "smoothness": (0.1, 0.9),
 }
 
 
@@ -82,6 +84,7 @@ class Small(NamedTuple):
     reconstruction: Phase
     regularization: Phase
     classification: Phase
+    smoothness: Callable[[float], Phase]
     init: Callable[[jax.Array], TrainState]
     state: Callable[..., TrainState]  # (std, seed): weights from NumPy, as in `random_weights`
 
@@ -212,6 +215,7 @@ def _small_experiment(
         "discriminator": ("discriminator",),
         "generator": ("encoder",),
         "classifier": ("encoder",),
+        "smoothness": ("encoder",),
     }
     updates = {
         name: Update(name, subtrees[name], optax.sgd(rate, momentum), collective.average)
@@ -229,6 +233,7 @@ def _small_experiment(
             model, tuple(matches), updates["discriminator"], updates["generator"], collective
         ),
         classification(model, updates["classifier"]),
+        lambda radius: smoothness(model, updates["smoothness"], radius),
         lambda key: start(key, model.init(key)),
         lambda std=0.3, seed=0: start(jax.random.key(seed), _random_weights(model.init, std)),
     )

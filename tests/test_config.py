@@ -76,6 +76,7 @@ def test_the_base_config_has_the_rates_of_appendix_a_2_1():
         "discriminator": (0.1, 0.1),
         "generator": (0.1, 0.1),
         "classifier": (0.1, 0.9),
+        "smoothness": (0.1, 0.9),
     }
     assert {fields.name for fields in optimizers.values()} == {"sgd"}
     assert base().train.batch_size == base().train.labelled_batch_size == 100
@@ -114,6 +115,7 @@ def test_use_adam_changes_three_optimizers_and_the_initial_weights_only():
         "discriminator": 0.25,
         "generator": 0.125,
         "classifier": 0.1,
+        "smoothness": 0.1,
     }
 
 

@@ -238,12 +238,14 @@ ALONE = {
     # Without a critic, whose own steps would change what the generator sees.
     "generator": {"phases": ("regularization",), "style.divergence": "mmd()"},
     "classifier": ONLY_CLASSIFICATION,
+    "smoothness": {**ONLY_CLASSIFICATION, "phases": ("smoothness",)},
 }
 MOVED = {
     "autoencoder": "decoder",
     "discriminator": "discriminator",
     "generator": "encoder",
     "classifier": "encoder",
+    "smoothness": "encoder",
 }
 
 
@@ -283,7 +285,7 @@ def test_each_optimizer_follows_its_own_schedule_and_momentum(optimizer, schedul
     np.testing.assert_allclose(ratios, expected / expected[peak], atol=1e-3)
 
 
-@pytest.mark.parametrize("optimizer", ["discriminator", "generator", "classifier"])
+@pytest.mark.parametrize("optimizer", ["discriminator", "generator", "classifier", "smoothness"])
 def test_each_optimizer_has_its_own_name_and_rate(optimizer):
     """Adam's first step is the rate in every coordinate with a slope, whatever its size."""
     (move,) = moves(optimizer, 1, name="adam", learning_rate=0.01, momentum=0.5)

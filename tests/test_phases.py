@@ -30,6 +30,7 @@ RATES = {
     "discriminator": (0.4, 0.1),
     "generator": (0.3, 0.1),
     "classifier": (0.1, 0.9),
+    "smoothness": (0.1, 0.0),
 }
 
 
@@ -637,6 +638,91 @@ def test_classification_needs_a_labelled_batch(small_experiment):
         small.classification(small.state(), BATCH_OF_8)
 
 
+# Smoothness
+
+
+def of_two_labels(small_experiment, **changes):
+    return small_experiment(labels=2, layout="style_and_inferred_label", rates=RATES, **changes)
+
+
+def odds_slope(encoder, image):
+    """Gradient by pixels of log q(y=1|x) - log q(y=0|x), one row an example."""
+    odds = lambda x: encoded(encoder, x[None])["label"][0] @ jnp.array([-1.0, 1.0])  # noqa: E731
+    return jax.vmap(jax.grad(odds))(image)
+
+
+def divergence_at(encoder, target, image):
+    """KL of the target from q(y|image), in nats, of each example."""
+    return (target * jnp.log(target / softmax(encoded(encoder, image)["label"]))).sum(axis=1)
+
+
+def test_smoothness_is_the_change_of_labels_on_the_way_that_changes_them_most(small_experiment):
+    """Of two labels that way is known: along the slope of their log odds, this way or that."""
+    small = of_two_labels(small_experiment)
+    state, radius = small.state(std=0.5), 0.05
+    encoder, image = state.params["encoder"], LARGE_BATCH.image
+    slope = odds_slope(encoder, image)
+    length = jnp.sqrt((slope**2).sum(axis=(1, 2, 3)))
+    chance = softmax(encoded(encoder, image)["label"])
+    _, metrics = run(small.smoothness(radius), state, LARGE_BATCH)
+    assert metrics.keys() == {"smoothness"}
+    expected = 0.5 * radius**2 * (length**2 * chance.prod(axis=1)).mean()
+    np.testing.assert_allclose(metrics["smoothness"], expected, rtol=0.03)
+
+
+def test_smoothness_moves_the_label_head_against_its_change(small_experiment):
+    small = of_two_labels(small_experiment)
+    state, radius, batch = small.state(std=0.5), 0.05, batch_of(1)
+    encoder = state.params["encoder"]
+    slope = odds_slope(encoder, batch.image)
+    step = radius * slope / jnp.sqrt((slope**2).sum())
+    target = softmax(encoded(encoder, batch.image)["label"])
+    after, _ = run(small.smoothness(radius), state, batch)
+    assert_only_moved(state, after, ["encoder"], ["smoothness"])
+    assert_same(after.params["encoder"]["style"], encoder["style"])
+
+    def moves(encoder_after):
+        parts = [{part: tree[part] for part in ("trunk", "label")} for tree in
+                 (encoder_after, encoder)]  # fmt: skip
+        new, old = map(jax.tree.leaves, parts)
+        return np.concatenate([np.ravel(b) - np.ravel(a) for a, b in zip(old, new, strict=True)])
+
+    found, apart = moves(after.params["encoder"]), []
+    for side in (-1, 1):  # which one was taken is left to chance
+        gradient = jax.grad(lambda e: divergence_at(e, target, batch.image + side * step).sum())  # noqa: B023
+        right = moves(sgd(encoder, gradient(encoder), "smoothness")[0])
+        apart.append(np.linalg.norm(found - right) / np.linalg.norm(right))
+    # The slope bends a little on the way.
+    assert min(apart) < 0.3 and max(apart) > 1
+
+
+def test_smoothness_grows_with_the_radius_and_sees_more_than_chance_does(small_experiment):
+    small = small_experiment(labels=LABELS, layout="style_and_inferred_label", rates=RATES)
+    state, radius = small.state(std=0.5), 0.5
+    encoder, image = state.params["encoder"], LARGE_BATCH.image
+    target = softmax(encoded(encoder, image)["label"])
+    _, near = run(small.smoothness(radius / 2), state, LARGE_BATCH)
+    _, far = run(small.smoothness(radius), state, LARGE_BATCH)
+    assert far["smoothness"] > 2 * near["smoothness"]
+    steps = np.random.default_rng(0).normal(size=image.shape)
+    steps *= radius / np.sqrt((steps**2).sum(axis=(1, 2, 3), keepdims=True))
+    by_chance = divergence_at(encoder, target, image + jnp.asarray(steps, jnp.float32)).mean()
+    assert far["smoothness"] > 3 * by_chance
+
+
+def test_an_image_and_its_neighbour_have_the_same_input_noise(small_experiment):
+    small = of_two_labels(small_experiment, input_noise=1.0, input_dropout=0.3)
+    _, metrics = run(small.smoothness(1e-3), small.state(std=0.5), LARGE_BATCH)
+    assert 0 < metrics["smoothness"] < 1e-4
+
+
+def test_smoothness_asks_for_no_labels(small_experiment):
+    small = of_two_labels(small_experiment)
+    state, hidden = small.state(std=0.5), LARGE_BATCH._replace(label=jnp.full(LARGE, -1))
+    after, _ = run(small.smoothness(0.5), state, LARGE_BATCH)
+    assert_same(run(small.smoothness(0.5), state, hidden)[0].params, after.params)
+
+
 # Batch norm
 
 
@@ -646,7 +732,7 @@ def test_running_statistics_move_in_reconstruction_only(small_experiment):
         matches, labels=LABELS, layout="style_and_inferred_label", batch_norm=True
     )
     state = small.state()
-    for phase in (small.regularization, small.classification):
+    for phase in (small.regularization, small.classification, small.smoothness(1.0)):
         after, _ = run(phase, state, SEMI_SUPERVISED)
         assert_same(after.batch_stats, state.batch_stats)
     # While training every phase takes the batch's own statistics: with the heads normalised,
