@@ -232,6 +232,7 @@ VALUES = {
     "train.batch_size": ([1, 1000], [0, -100]),
     "train.labelled_batch_size": ([1], [0, -1]),
     "train.chunk_steps": ([1], [0, -1]),
+    "train.smoothness_radius": ([0.1], [0.0, -1.0, math.nan]),
     "train.averaging": ([0.0, 0.999], [1.0, -0.1]),
     "train.parallel": (["pmap", "shard_map"], ["xmap", ""]),
     "checkpoint.every_seconds": ([0.1], [0.0, -1.0]),
@@ -241,7 +242,7 @@ VALUES = {
     "evaluation.parzen_samples": ([0, 10], [-1]),
     **{
         f"optimizers.{name}.{field}": values
-        for name in ("autoencoder", "discriminator", "generator", "classifier")
+        for name in config_module.OPTIMIZER_NAMES
         for field, values in OPTIMIZER_VALUES.items()
     },
     **{
@@ -305,6 +306,11 @@ CONTRADICTIONS = {
         {"model__layout": "style_and_given_label"},
         WITH_LABELS,
         ["model.layout", "style_and_given_label", "model.labels"],
+    ),
+    "smoothness without a label head": (
+        {"phases": ("reconstruction", "regularization", "smoothness")},
+        INFERRED,
+        ["smoothness", "label head", "model.labels"],
     ),
     "noise for a posterior that takes none": (
         {"model__noise_dim": 3},

@@ -27,13 +27,13 @@ VARIANTS = {
     "folder_images": [None],
     "mnist_autoencoder": [None],
     "mnist_classifier": ["100", "1000", "all"],
-    "mnist_clustering": ["16", "30"],
+    "mnist_clustering": ["16", "30", "16/best", "30/best"],
     "mnist_dimensionality": ["1000", "100", "20", "circle"],
     "mnist_gaussian": [None],
     "mnist_label_informed": ["mixture", "swiss_roll"],
     "mnist_likelihood": [None],
     "mnist_mixture": [None],
-    "mnist_semisupervised": ["100", "1000", "all"],
+    "mnist_semisupervised": ["100", "1000", "all", "100/best", "1000/best", "all/best"],
     "mnist_supervised": [None],
     "mnist_vae": ["gaussian", "mixture"],
     "svhn_semisupervised": [None],
@@ -184,6 +184,7 @@ def test_without_a_variant_the_first_is_meant_and_an_unknown_one_is_named(name):
 
 
 def test_any_number_of_clusters_from_two_on_is_a_variant():
+    assert config_of("mnist_clustering", "7/best").model.labels == 7
     config = config_of("mnist_clustering", "7")
     validate(config)
     assert (config.model.labels, config.label.prior) == (7, "categorical(7)")
@@ -258,7 +259,18 @@ def test_rates_are_the_papers_where_it_gives_them(name):
             "discriminator": ("sgd", 0.1, 0.1),
             "generator": ("sgd", 0.1, 0.1),
             "classifier": ("sgd", 0.1, 0.9),
+            "smoothness": ("sgd", 0.01 if variant.endswith("/best") else 0.1, 0.9),
         }
+
+
+@pytest.mark.parametrize("name", ["mnist_semisupervised", "mnist_clustering"])
+def test_the_best_recipe_smooths_labels_and_lets_rates_fall(name):
+    for variant in VARIANTS[name]:
+        config = config_of(name, variant)
+        best = variant.endswith("/best")
+        assert ("smoothness" in config.phases) == best
+        assert all((f.schedule == "cosine()") == best for f in config.optimizers.values())
+        assert config.paper == config_of(name, variant.removesuffix("/best")).paper
 
 
 @pytest.mark.parametrize("name", [name for name in FILES if name.startswith("mnist")])
