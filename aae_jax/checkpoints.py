@@ -155,8 +155,8 @@ def restore(manager: ocp.CheckpointManager, abstract_state: PyTree) -> Restored 
     """
     wait(manager)
     manager.reload()
-    restored, damaged = _newest_good(
-        manager, lambda step: restore_step(manager, step, abstract_state)
+    restored, damaged = _first_good(
+        manager, lambda step: restore_step(manager, step, abstract_state), newest_first
     )
     if restored is not None:
         _set_aside(manager, damaged)
@@ -177,10 +177,17 @@ def restore_step(manager: ocp.CheckpointManager, step: int, abstract_state: PyTr
     return _restore_verified(manager, step, abstract_state, request, lambda path: True)
 
 
+def newest_first(steps: list[int]) -> list[int]:
+    """The order in which checkpoints are tried unless told otherwise."""
+    return sorted(steps, reverse=True)
+
+
 def restore_subtrees(
-    directory: str | os.PathLike[str], abstract_subtrees: dict[str, PyTree]
+    directory: str | os.PathLike[str],
+    abstract_subtrees: dict[str, PyTree],
+    order: Callable[[list[int]], list[int]] = newest_first,
 ) -> Restored:
-    """Restore some subtrees of the newest good checkpoint of another run, and only those.
+    """Restore some subtrees of the first good checkpoint of another run, and only those.
 
     `restore_subtrees(run / "checkpoints", {"params": ..., "batch_stats": ...}).state` is a
     dictionary with the same keys: what `init_from` starts a new run with. The folder is only read.
@@ -188,6 +195,7 @@ def restore_subtrees(
     Args:
       directory: the other run's folder of checkpoints.
       abstract_subtrees: for each top-level name of the saved state, its structure as for `restore`.
+      order: the steps that are there -> those to try, in this order.
 
     Raises:
       CheckpointError: there is no checkpoint, none is usable, or a subtree is of another model
@@ -204,9 +212,10 @@ def restore_subtrees(
         return path.split("/")[0] in abstract_subtrees
 
     with open_checkpoints(directory, read_only=True) as manager:
-        restored, _ = _newest_good(
+        restored, _ = _first_good(
             manager,
             lambda step: _restore_verified(manager, step, abstract_subtrees, request, asked),
+            order,
         )
     if restored is None:
         raise CheckpointError(f"there is no checkpoint in {manager.directory}")
@@ -412,16 +421,18 @@ def _first_altered(wanted: dict[str, str], found: dict[str, str]) -> str | None:
     return None
 
 
-def _newest_good(
-    manager: ocp.CheckpointManager, read: Callable[[int], Restored]
+def _first_good(
+    manager: ocp.CheckpointManager,
+    read: Callable[[int], Restored],
+    order: Callable[[list[int]], list[int]],
 ) -> tuple[Restored | None, list[int]]:
-    """The newest step that `read` accepts, and the damaged steps passed over on the way."""
+    """The first step in this order that `read` accepts, and the damaged ones passed over."""
     damaged: list[int] = []
-    for step in sorted(manager.all_steps(), reverse=True):
+    for step in order(list(manager.all_steps())):
         try:
             return read(step), damaged
         except DamagedCheckpointError as error:
-            logging.warning("%s; trying the one before", error)
+            logging.warning("%s; trying the next", error)
             damaged.append(step)
     if damaged:
         raise CheckpointError(

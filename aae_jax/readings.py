@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key, UInt8
 
+from aae_jax.coding import coder, in_blocks, weights_of
 from aae_jax.data import preprocessing as pre
 from aae_jax.data.sources import Arrays
 from aae_jax.data.splits import Splits
@@ -136,11 +137,8 @@ class Readings:
             [n, ...] in the data's units, clipped to [0, 1] for images that came as uint8.
         """
         label = np.full(len(style), -1) if label is None else label
-        blocks = [
-            self._decode(style[first : first + BLOCK], label[first : first + BLOCK])
-            for first in range(0, len(style), BLOCK)
-        ]
-        return np.concatenate([np.asarray(block) for block in blocks])
+        size = min(BLOCK, len(style))
+        return in_blocks(self._decode, size, weights_of(self.state), self.key, style, label)
 
     def shown(self, images: np.ndarray) -> Float[np.ndarray, "n ..."]:
         """Images in the data's units (or as stored) as floats in [0, 1], for a person."""
@@ -162,14 +160,12 @@ class Readings:
 
     def _decoder(self):  # type: ignore[no-untyped-def]
         model, clip = self.experiment.model, self.splits.train.image.dtype == np.uint8
+        decode_batch = coder(model, self._preprocessing).decode
 
         @jax.jit
-        def decode(params, batch_stats, style, label):  # type: ignore[no-untyped-def]
+        def decode(weights, keys, style, label):  # type: ignore[no-untyped-def]
             given = one_hot(label, model.num_labels) if self.decoder_takes_label else None
-            keys = jax.random.split(self.key, style.shape[0])
-            output, _ = model.decode(params, batch_stats, style, given, keys, False)
-            image = pre.denormalize(self._preprocessing, model.likelihood.mean(output))
+            image = decode_batch(weights, keys, style, given)
             return jnp.clip(image, 0, 1) if clip else image
 
-        params = evaluated_params(self.state)
-        return lambda style, label: decode(params, self.state.batch_stats, style, label)
+        return decode

@@ -18,15 +18,15 @@ from ml_collections import ConfigDict
 
 from aae_jax import checkpoints, feed, parallel
 from aae_jax.config import ConfigError, validate
-from aae_jax.data import order, preprocessing, sources, splits
+from aae_jax.data import description, order, preprocessing, sources, splits
 from aae_jax.data.sources import Arrays, Stored
 from aae_jax.experiment import Experiment, build
 from aae_jax.recording import Console, Recorder, recording
 from aae_jax.state import TrainState
 from aae_jax.step import Rows, chunk
 from aae_jax.validation import validator
+from aae_jax.workdir import DESCRIPTION, PREPROCESSING
 
-PREPROCESSING = "preprocessing.npz"
 # How often the processes have asked for a SIGTERM; they agree on the question to stop at.
 _questions = itertools.count()
 
@@ -125,6 +125,7 @@ def train(run: Run, workdir: Path, say: Callable[[str], None] | None = None) -> 
         state, seconds = _start(run, manager, say)
         if parallel.is_first():
             preprocessing.save(run.preprocessing, workdir / PREPROCESSING)
+            description.save(description.describe(run.splits), workdir / DESCRIPTION)
         if int(state.step) >= run.experiment.num_steps:
             return Outcome(parallel.own(state, run.mesh), True, seconds)
         with (

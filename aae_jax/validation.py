@@ -1,20 +1,20 @@
 """Scores of a state on validation images, often enough to draw curves of."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import jax
 import numpy as np
 from jaxtyping import Array, Float, Key
 
+from aae_jax.coding import coder, in_blocks, weights_of
 from aae_jax.data import preprocessing as pre
 from aae_jax.data.splits import Splits
 from aae_jax.evaluation.classification import error_percent, mode_accuracy
 from aae_jax.evaluation.clustering import paper_cluster_error
 from aae_jax.evaluation.latent_space import moment_distance
 from aae_jax.experiment import Experiment
-from aae_jax.model import reconstruct
 from aae_jax.priors import Prior, sample_batch
-from aae_jax.state import Params, TrainState, evaluated_params
+from aae_jax.state import TrainState
 
 BLOCK = 1000
 
@@ -24,39 +24,16 @@ def encoded(
 ) -> Callable[..., dict[str, np.ndarray]]:
     """A function (state, images, labels, key) -> codes and reconstructions as NumPy arrays.
 
-    Its result has "style" [n, style_dim], "reconstruction" [n, ...] in the data's units, "error"
-    [n] in nats per image, and where the encoder infers a label "label_logits" [n, labels].
+    Its result is that of `aae_jax.coding.Coder.reconstruct`, for any number of images.
     """
 
-    @jax.jit
-    def block(
-        params: Params, batch_stats: Params, image: Array, label: Array, keys: Key[Array, "batch"]
-    ) -> dict[str, Array]:
-        x = pre.normalize(preprocessing, image)
-        output, code, _ = reconstruct(
-            experiment.model, params, batch_stats, x, label, keys, train=False
-        )
-        result = {
-            "style": code.style,
-            "reconstruction": pre.denormalize(
-                preprocessing, experiment.model.likelihood.mean(output)
-            ),
-            "error": experiment.model.likelihood.loss(output, x),
-        }
-        if code.label_logits is not None:
-            result["label_logits"] = code.label_logits
-        return result
+    block = jax.jit(coder(experiment.model, preprocessing).reconstruct)
 
     def run(
         state: TrainState, images: np.ndarray, labels: np.ndarray, key: Key[Array, ""]
     ) -> dict[str, np.ndarray]:
-        params = evaluated_params(state)
-        keys = jax.random.split(key, len(images))
-        blocks = [
-            jax.device_get(block(params, state.batch_stats, images[rows], labels[rows], keys[rows]))
-            for rows in _blocks(len(images))
-        ]
-        return {name: np.concatenate([b[name] for b in blocks]) for name in blocks[0]}
+        size = min(BLOCK, len(images))
+        return in_blocks(block, size, weights_of(state), key, images, labels)
 
     return run
 
@@ -123,8 +100,3 @@ def mode_samples(
     keys = jax.random.split(key, (prior.num_modes, num_samples))
     of_mode = jax.vmap(prior.sample_mode, (0, None))
     return np.asarray(jax.vmap(of_mode)(keys, np.arange(prior.num_modes)))
-
-
-def _blocks(n: int) -> Iterator[slice]:
-    for first in range(0, n, BLOCK):
-        yield slice(first, first + BLOCK)

@@ -13,6 +13,8 @@ from aae_jax.config import ADDED, base, differences
 from aae_jax.files import remove_drafts, write_whole
 
 CONFIG, FIGURES = "config.json", "figures"
+# What a trained model needs of its data, which may be elsewhere by then.
+PREPROCESSING, DESCRIPTION = "preprocessing.npz", "data.json"
 
 
 class WorkdirError(Exception):
