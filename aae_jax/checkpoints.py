@@ -86,6 +86,8 @@ def open_checkpoints(
         # keeps Orbax's threads, and the end of the program, waiting for five minutes.
         async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
     )
+    if read_only:
+        logging.get_absl_logger().addFilter(_is_news)
     try:
         manager = manager_type(path, options=options)
         if not read_only:
@@ -283,6 +285,11 @@ def quiet_orbax() -> None:
             report(unraisable)
 
     sys.unraisablehook = report_others
+
+
+def _is_news(entry: standard_logging.LogRecord) -> bool:
+    """False for Orbax's warning that a folder opened to be read only is read only."""
+    return _ORBAX not in entry.pathname or "is read only" not in entry.getMessage()
 
 
 def _not_from_orbax(entry: standard_logging.LogRecord) -> bool:

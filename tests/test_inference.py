@@ -212,6 +212,31 @@ def test_a_loaded_model_agrees_with_the_readings_of_its_run(loaded, fields):
     close(model.decode(style, seen), shown)
 
 
+def dense(x, layer):
+    return x @ np.asarray(layer["kernel"], np.float64) + np.asarray(layer["bias"], np.float64)
+
+
+@pytest.mark.parametrize("fields", [STANDARDIZED, {**STANDARDIZED, **AVERAGED}])
+def test_a_model_is_what_its_weights_and_constants_say(loaded, fields):
+    """By hand: the readings share their code with the library."""
+    model, readings = loaded(**fields)
+    nets = readings.state.averaged_params or readings.state.params
+    pixels = readings.splits.train.image.reshape(30, 16) / 255
+    mean, std = pixels.mean(axis=0), pixels.std(axis=0)
+    image = readings.splits.test.image
+    x = (image.reshape(-1, 16) / 255 - mean) / std
+    style = dense(
+        np.maximum(dense(x, nets["encoder"]["trunk"]["dense_0"]), 0), nets["encoder"]["style"]
+    )
+    hidden = np.maximum(dense(style, nets["decoder"]["hidden"]["dense_0"]), 0)
+    output = dense(hidden, nets["decoder"]["output"])
+    close(model.encode(image).style, style, atol=1e-4)
+    decoded = np.clip(output * std + mean, 0, 1)
+    close(model.reconstruct(image).reshape(-1, 16), decoded, atol=1e-4)
+    assert fields is not STANDARDIZED or 0.05 < (decoded == output * std + mean).mean() < 0.95
+    close(model.anomaly_score(image), 0.5 * ((output - x) ** 2).sum(axis=1), atol=1e-3)
+
+
 @pytest.mark.parametrize("fields", [STYLE, GIVEN, CLUSTERS, HEADS, STANDARDIZED])
 def test_decoded_codes_are_those_of_the_readings(loaded, fields):
     model, readings = loaded(**fields)
@@ -402,6 +427,17 @@ def test_the_mode_of_a_model_with_labels_is_the_label(loaded, fields):
     nearest = np.abs(drawn[:, None] - decoded[None]).reshape(300, CLASSES, -1).max(axis=2)
     assert nearest.min(axis=1).max() < 1e-3
     assert np.bincount(nearest.argmin(axis=1), minlength=CLASSES).min() > 60
+
+
+def test_a_sample_draws_its_style_and_its_label_apart(loaded):
+    corners = {
+        "model.style_dim": CLASSES,
+        "style.prior": f"categorical({CLASSES})",
+        "decoder.widths": (24,),
+    }
+    model, _ = loaded(**GIVEN, **corners)
+    drawn = model.sample(jax.random.key(0), 300).reshape(300, -1)
+    assert len(np.unique(drawn.round(5), axis=0)) == CLASSES**2
 
 
 def test_samples_follow_from_the_key_and_differ(loaded):
@@ -754,6 +790,7 @@ def test_a_run_of_four_devices_is_loaded_on_one_without_tensorflow(digits, tmp_p
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout == "1 []\n"
+    assert done.stderr == "", "loading a model is not worth a line"
     close(np.load(out), load(folder).classify(image), atol=1e-4)
 
 
