@@ -30,6 +30,7 @@ class Divergence(NamedTuple):
             apart, where these are known.
         boundary: score at which the discriminator is undecided, where there is one.
         whole_batch: the loss is no mean over examples, so it needs all devices' codes at once.
+        of_distributions: codes must be distributions over labels.
     """
 
     matching_loss: Callable[[Critic, Codes, Codes, Keys], Scalar]
@@ -37,6 +38,7 @@ class Divergence(NamedTuple):
     equilibrium: tuple[float, float] | None = None
     boundary: float | None = None
     whole_batch: bool = False
+    of_distributions: bool = False
 
 
 def gan() -> Divergence:
@@ -179,7 +181,7 @@ def mutual_information(conditional: int | float = 1.0) -> Divergence:
     def matching_loss(critic: Critic, prior_codes: Codes, codes: Codes, keys: Keys) -> Scalar:
         return conditional * entropy(codes).mean() - entropy(codes.mean(axis=0))
 
-    return Divergence(matching_loss, whole_batch=True)
+    return Divergence(matching_loss, whole_batch=True, of_distributions=True)
 
 
 # By name, for configs.

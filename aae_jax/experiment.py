@@ -206,6 +206,11 @@ def _matches(
             f"{part}.divergence",
             divergences.Divergence,
         )
+        if divergence.of_distributions and part != "label":
+            raise ConfigError(
+                f"{part}.divergence is {fields.divergence!r}, which compares labels; allowed: for "
+                "the label"
+            )
         if fields.label_informed and divergence.critic_loss is None:
             raise ConfigError(
                 f"style.label_informed needs a critic; {fields.divergence!r} has none"

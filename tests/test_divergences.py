@@ -11,7 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aae_jax import divergences
-from aae_jax.divergences import DIVERGENCES, gan, hinge, least_squares, mmd, wasserstein
+from aae_jax.divergences import (
+    DIVERGENCES,
+    gan,
+    hinge,
+    least_squares,
+    mmd,
+    mutual_information,
+    wasserstein,
+)
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -149,12 +157,14 @@ def test_divergences_without_a_known_equilibrium_claim_none():
         assert divergence.equilibrium is None and divergence.boundary is None
 
 
-def test_only_mmd_needs_the_whole_batch_and_no_critic():
-    assert DIVERGENCES.keys() == {"gan", "least_squares", "hinge", "wasserstein", "mmd"}
+def test_those_without_a_critic_need_the_whole_batch():
+    whole = {"mmd", "mutual_information"}
+    assert DIVERGENCES.keys() == {"gan", "least_squares", "hinge", "wasserstein", *whole}
     for name, constructor in DIVERGENCES.items():
         divergence = constructor()
-        assert divergence.whole_batch == (name == "mmd")
-        assert (divergence.critic_loss is None) == (name == "mmd")
+        assert divergence.whole_batch == (name in whole)
+        assert (divergence.critic_loss is None) == (name in whole)
+        assert divergence.of_distributions == (name == "mutual_information")
 
 
 # Wasserstein with gradient penalty
@@ -314,6 +324,45 @@ def test_mmd_does_not_see_the_order_of_codes_and_is_symmetric():
 def test_mmd_refuses_what_is_not_positive(bad):
     with pytest.raises(ValueError, match="both must be positive"):
         mmd(**bad)
+
+
+def mutual_information_by_hand(joint):
+    """Of image and label, in nats, by its definition: sum of p(x, y) log p(x, y) / p(x) p(y)."""
+    independent = joint.sum(axis=1, keepdims=True) * joint.sum(axis=0, keepdims=True)
+    used = joint > 0
+    return (joint[used] * np.log(joint[used] / independent[used])).sum()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_mutual_information_is_that_of_image_and_label(seed):
+    codes = np.random.default_rng(seed).dirichlet(np.full(5, 0.3), size=BATCH)
+    loss = matched(mutual_information(), codes[::-1], codes)
+    expected = -mutual_information_by_hand(codes / BATCH)
+    np.testing.assert_allclose(loss, expected, rtol=1e-4)
+    np.testing.assert_allclose(matched(mutual_information(), codes * 0, codes), loss, rtol=1e-6)
+
+
+def test_mutual_information_is_least_for_certain_and_equally_frequent_labels():
+    certain = np.eye(4)[np.arange(8) % 4]
+    assert matched(mutual_information(), certain, certain) == pytest.approx(-np.log(4), rel=1e-5)
+    one_label = np.eye(4)[np.zeros(8, int)]
+    unsure = np.full((8, 4), 0.25)
+    for useless in (one_label, unsure):
+        assert matched(mutual_information(), certain, useless) == pytest.approx(0, abs=1e-5)
+
+
+def test_the_weight_of_the_conditional_entropy():
+    codes = np.random.default_rng(0).dirichlet(np.ones(3), size=BATCH)
+    conditional = -(codes * np.log(codes)).sum(axis=1).mean()
+    light, heavy = (matched(mutual_information(w), codes, codes) for w in (0.25, 2.25))
+    np.testing.assert_allclose(heavy - light, 2 * conditional, rtol=1e-4)
+    with pytest.raises(ValueError, match=r"conditional is -1; it must be 0 or more"):
+        mutual_information(-1)
+
+
+def test_a_label_that_is_certain_has_a_finite_slope():
+    certain = jnp.eye(4)[jnp.arange(8) % 4]
+    assert np.isfinite(jax.grad(lambda c: matched(mutual_information(), certain, c))(certain)).all()
 
 
 def test_the_examples_in_the_documentation_are_right():

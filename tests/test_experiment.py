@@ -708,6 +708,10 @@ REFUSED = {
         {**ALL_PHASES, "label.prior": "categorical(4)"},
         ["label.prior", "4", "model.labels is 3"],
     ),
+    "a style that is compared as if it were labels": (
+        {"style.divergence": "mutual_information()"},
+        ["style.divergence", "mutual_information", "for the label"],
+    ),
     "whole-batch statistics of one example": (
         {"style.divergence": "mmd()", "train.batch_size": 1},
         ["style.divergence", "mmd()", "2 or more"],
