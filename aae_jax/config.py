@@ -23,6 +23,7 @@ ADDED = (
     "data.streaming",
     "optimizers.smoothness",
     "train.smoothness_radius",
+    "train.compute_dtype",
 )
 
 
@@ -121,6 +122,9 @@ def base() -> ConfigDict:
                 "smoothness_radius": 1.5,  # Euclidean distance within which q(y|x) is smooth
                 "averaging": 0.0,  # decay of the parameter average to evaluate; 0 keeps none
                 "parallel": "pmap",  # pmap, shard_map
+                # Of hidden layers and the decoder's output layer, trained and evaluated: float32,
+                # bfloat16. Parameters, optimizers, statistics, codes, scores, losses are float32.
+                "compute_dtype": "float32",
             },
             "checkpoint": {"every_seconds": 60.0, "keep": 3},
             "evaluation": {
@@ -358,6 +362,7 @@ _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "train.chunk_steps": _number(1),
     "train.averaging": _SHARE,
     "train.parallel": _one_of("pmap", "shard_map"),
+    "train.compute_dtype": _one_of("float32", "bfloat16"),
     "checkpoint.every_seconds": _number(0, open_low=True),
     "checkpoint.keep": _number(2),
     "evaluation.every_epochs": _number(0, open_low=True),

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, TypeVar
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float, Key
 from ml_collections import ConfigDict
@@ -248,6 +249,7 @@ def _model(
                 config.discriminator.activation,
                 _initializer(config, "discriminator"),
                 config.discriminator.spectral_norm,
+                _dtype(config),
             ),
             critic_features(match),
         )
@@ -284,7 +286,12 @@ def _hidden(config: ConfigDict, net: str, dropout: float, axis_name: str | None)
         config[net].batch_norm,
         dropout,
         axis_name,
+        _dtype(config),
     )
+
+
+def _dtype(config: ConfigDict) -> np.dtype:
+    return jnp.dtype(config.train.compute_dtype)
 
 
 def _trunk(config: ConfigDict, image_shape: tuple[int, ...], axis_name: str | None) -> nn.Module:

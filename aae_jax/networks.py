@@ -2,6 +2,11 @@
 
 A network is a function of parameters, inputs and, where it has dropout, one key per example: no
 module draws random numbers of its own. None knows of priors, losses or phases.
+
+Parameters, running statistics and what a network returns are float32. `dtype` is what its hidden
+layers are computed in: bfloat16 halves their bytes and uses the matrix units of GPUs and TPUs.
+Codes and scores are few and are compared, exponentiated and differentiated afterwards: their linear
+layers are float32 in any case.
 """
 
 import math
@@ -12,6 +17,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key, Shaped
 
 from aae_jax.randomness import all_named
@@ -61,15 +67,23 @@ def gaussian_noise(
 
 
 class BatchNorm(nn.Module):
-    """Batch normalisation over all devices' examples (over `axis_name`, if mapped)."""
+    """Batch normalisation over all devices' examples (over `axis_name`, if mapped).
+
+    Statistics are float32 whatever the `dtype` of the result.
+    """
 
     axis_name: str | None = None
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "*shape"], train: bool) -> Float[Array, "*shape"]:
         """Batch statistics while training, running ones otherwise."""
         return nn.BatchNorm(
-            use_running_average=not train, momentum=0.95, axis_name=self.axis_name, name="norm"
+            use_running_average=not train,
+            momentum=0.95,
+            dtype=self.dtype,
+            axis_name=self.axis_name,
+            name="norm",
         )(x)
 
 
@@ -83,6 +97,7 @@ class MLP(nn.Module):
         batch_norm: normalise before each activation.
         dropout: share of hidden units dropped while training.
         axis_name: mapped axis over which batch statistics are taken.
+        dtype: what the layers are computed in and their output is.
     """
 
     widths: Sequence[int]
@@ -91,6 +106,7 @@ class MLP(nn.Module):
     batch_norm: bool = False
     dropout: float = 0.0
     axis_name: str | None = None
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(
@@ -99,7 +115,8 @@ class MLP(nn.Module):
         """Flattens each example and applies the layers."""
         x = x.reshape(x.shape[0], -1)
         for number, width in enumerate(self.widths):
-            x = nn.Dense(width, kernel_init=self.kernel_init, name=f"dense_{number}")(x)
+            name = f"dense_{number}"
+            x = nn.Dense(width, dtype=self.dtype, kernel_init=self.kernel_init, name=name)(x)
             x = _activated(self, x, keys, train, "hidden", number)
         return x
 
@@ -118,7 +135,7 @@ def _activated(
     convolutions apart from that of its fully connected layers.
     """
     if options.batch_norm:
-        x = BatchNorm(options.axis_name, name=f"norm_{number}")(x, train)
+        x = BatchNorm(options.axis_name, options.dtype, name=f"norm_{number}")(x, train)
     x = ACTIVATIONS[options.activation](x)
     if train:
         x = dropout(x, all_named(keys, f"{kind}_dropout_{number}"), options.dropout)
@@ -133,12 +150,14 @@ class Convolution(nn.Module):
         size: side of the kernel; with an even `size - stride` the borders are alike.
         stride: pixels from one output to the next; both sides are multiples of it.
         kernel_init: initializer of the weights; biases start at 0.
+        dtype: what is computed in, and the output.
     """
 
     channels: int
     size: int
     stride: int = 1
     kernel_init: Initializer = normal(0.01)
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(
@@ -148,6 +167,7 @@ class Convolution(nn.Module):
         shape = (self.size, self.size, image.shape[-1], self.channels)
         kernel = self.param("kernel", self.kernel_init, shape)
         bias = self.param("bias", nn.initializers.zeros, (self.channels,))
+        image, kernel = image.astype(self.dtype), kernel.astype(self.dtype)
         # XLA's CPU convolutions lose their threads inside a loop, and training is a scan.
         output = lax.platform_dependent(
             image,
@@ -155,7 +175,9 @@ class Convolution(nn.Module):
             cpu=lambda x, w: convolve_patches(x, w, self.stride),
             default=lambda x, w: convolve(x, w, self.stride),
         )
-        return output + bias
+        # Added in float32: the bias's gradient is a sum over all pixels, and in bfloat16, where
+        # 256 + 1 = 256, it would stop growing.
+        return (output + bias).astype(self.dtype)
 
 
 def convolve(
@@ -212,8 +234,8 @@ class ConvolutionalTrunk(nn.Module):
     """Convolutions that halve the image (see `halvings`), then fully connected layers.
 
     Attributes:
-        hidden: the fully connected layers. Their activation, initializer, batch norm and dropout
-            are those of the convolutions too.
+        hidden: the fully connected layers. Their activation, initializer, batch norm, dropout and
+            dtype are those of the convolutions too.
         image_shape: shape of one image.
         channels: of the first convolution; each further one has twice as many.
     """
@@ -240,11 +262,13 @@ class ConvolutionalTrunk(nn.Module):
                 size=4,
                 stride=2,
                 kernel_init=self.hidden.kernel_init,
+                dtype=self.hidden.dtype,
                 name=f"convolution_{number}",
             )(image)
             image = _activated(self.hidden, image, keys, train, "convolution", number)
         features = image.reshape(image.shape[0], -1)
-        return self.hidden(jnp.concatenate([features, flat[:, pixels:]], axis=1), keys, train)
+        rest = flat[:, pixels:].astype(features.dtype)
+        return self.hidden(jnp.concatenate([features, rest], axis=1), keys, train)
 
 
 class Encoder(nn.Module):
@@ -267,7 +291,7 @@ class Encoder(nn.Module):
         self, image: Float[Array, "batch ..."], keys: Key[Array, "batch"], train: bool
     ) -> dict[str, Float[Array, "batch _"]]:
         """Each head's output by name."""
-        hidden = self.trunk(image, keys, train)
+        hidden = self.trunk(image, keys, train).astype(jnp.float32)
         outputs = {}
         for name, width in self.heads.items():
             output = nn.Dense(width, kernel_init=self.kernel_init, name=name)(hidden)
@@ -281,11 +305,12 @@ class Decoder(nn.Module):
     """Hidden layers and a linear layer to the image's shape; no output nonlinearity.
 
     Attributes:
-        hidden: the hidden layers.
+        hidden: the hidden layers. Their dtype is that of the output's layer too, whose width is
+            comparable.
         image_shape: shape of one image (or row).
     """
 
-    hidden: nn.Module
+    hidden: MLP
     image_shape: tuple[int, ...]
     kernel_init: Initializer = normal(0.01)
 
@@ -298,8 +323,10 @@ class Decoder(nn.Module):
         for side in self.image_shape:
             size *= side
         hidden = self.hidden(code, keys, train)
-        output = nn.Dense(size, kernel_init=self.kernel_init, name="output")(hidden)
-        return output.reshape(-1, *self.image_shape)
+        output = nn.Dense(
+            size, dtype=self.hidden.dtype, kernel_init=self.kernel_init, name="output"
+        )(hidden)
+        return output.astype(jnp.float32).reshape(-1, *self.image_shape)
 
 
 class ConvolutionalDecoder(nn.Module):
@@ -308,8 +335,8 @@ class ConvolutionalDecoder(nn.Module):
     No output nonlinearity.
 
     Attributes:
-        hidden: the fully connected layers. Their activation, initializer, batch norm and dropout
-            are those of the convolutions too.
+        hidden: the fully connected layers. Their activation, initializer, batch norm, dropout and
+            dtype are those of the convolutions too.
         image_shape: shape of one image.
         channels: of the last hidden image; each one before it has twice as many.
     """
@@ -323,19 +350,22 @@ class ConvolutionalDecoder(nn.Module):
         self, code: Float[Array, "batch features"], keys: Key[Array, "batch"], train: bool
     ) -> Float[Array, "batch h w c"]:
         """The decoder's output before the likelihood's mean function."""
-        init, doublings = self.hidden.kernel_init, halvings(self.image_shape)
+        init, dtype = self.hidden.kernel_init, self.hidden.dtype
+        doublings = halvings(self.image_shape)
         small = [side // 2**doublings for side in self.image_shape[:2]]
         widths = [self.channels * 2**number for number in reversed(range(doublings))]
         features = self.hidden(code, keys, train)
-        grid = nn.Dense(math.prod(small) * widths[0], kernel_init=init, name="grid")(features)
+        size = math.prod(small) * widths[0]
+        grid = nn.Dense(size, dtype=dtype, kernel_init=init, name="grid")(features)
         image = grid.reshape(-1, *small, widths[0])
         names = [*(f"convolution_{number}" for number in range(doublings - 1)), "output"]
         for number, (width, name) in enumerate(
             zip([*widths[1:], self.image_shape[2]], names, strict=True)
         ):
             image = _activated(self.hidden, image, keys, train, "convolution", number)
-            image = Convolution(width, size=3, kernel_init=init, name=name)(_doubled(image))
-        return image
+            convolution = Convolution(width, size=3, kernel_init=init, dtype=dtype, name=name)
+            image = convolution(_doubled(image))
+        return image.astype(jnp.float32)
 
 
 def _doubled(image: Float[Array, "batch h w c"]) -> Float[Array, "batch h2 w2 c"]:
@@ -354,13 +384,15 @@ class Discriminator(nn.Module):
     Attributes:
         widths, activation, kernel_init: as in `MLP`.
         spectral_norm: divide each weight matrix by its largest singular value
-            (Miyato et al., 2018, arXiv:1802.05957).
+            (Miyato et al., 2018, arXiv:1802.05957), which is found in float32.
+        dtype: what the hidden layers are computed in.
     """
 
     widths: Sequence[int]
     activation: str = "relu"
     kernel_init: Initializer = normal(0.01)
     spectral_norm: bool = False
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(
@@ -368,11 +400,14 @@ class Discriminator(nn.Module):
     ) -> Float[Array, "batch"]:
         """One score (logit) per code; `update_stats` moves the spectral norm's power iteration."""
         for number, width in enumerate(self.widths):
-            x = ACTIVATIONS[self.activation](self._dense(width, f"dense_{number}", x, update_stats))
-        return self._dense(1, "score", x, update_stats)[:, 0]
+            x = self._dense(width, f"dense_{number}", self.dtype, x, update_stats)
+            x = ACTIVATIONS[self.activation](x)
+        return self._dense(1, "score", jnp.float32, x, update_stats)[:, 0]
 
-    def _dense(self, width: int, name: str, x: Array, update_stats: bool) -> Array:
-        dense = nn.Dense(width, kernel_init=self.kernel_init, name=name)
+    def _dense(
+        self, width: int, name: str, dtype: DTypeLike, x: Array, update_stats: bool
+    ) -> Array:
+        dense = nn.Dense(width, dtype=dtype, kernel_init=self.kernel_init, name=name)
         if not self.spectral_norm:
             return dense(x)
         return nn.SpectralNorm(dense, name=f"{name}_spectral")(x, update_stats=update_stats)

@@ -167,6 +167,7 @@ def _small_experiment(
     channels: int = 0,
     spectral_norm: bool = False,
     kernel_init: Any = None,
+    dtype: Any = jnp.float32,
     penalties: Mapping[str, Penalty] | None = None,
     averaged: Sequence[str] = (),
     rates: Mapping[str, tuple[float, float]] | None = None,
@@ -176,10 +177,10 @@ def _small_experiment(
     init = kernel_init or nn.initializers.he_normal()
     axis = collective.axis_name
     inferred = 0 if layout == "style_and_given_label" else labels
-    trunk: nn.Module = MLP((16,), "relu", init, batch_norm, axis_name=axis)
-    decoder: nn.Module = Decoder(MLP((16,), "relu", init), IMAGE_SHAPE, init)
+    trunk: nn.Module = MLP((16,), "relu", init, batch_norm, axis_name=axis, dtype=dtype)
+    decoder: nn.Module = Decoder(MLP((16,), "relu", init, dtype=dtype), IMAGE_SHAPE, init)
     if channels:
-        layers = MLP((16,), "relu", init, batch_norm, 0.2, axis)
+        layers = MLP((16,), "relu", init, batch_norm, 0.2, axis, dtype)
         trunk = ConvolutionalTrunk(layers, IMAGE_SHAPE, channels)
         decoder = ConvolutionalDecoder(layers, IMAGE_SHAPE, channels)
     encoder = Encoder(
@@ -190,7 +191,10 @@ def _small_experiment(
         axis,
     )
     discriminators = {
-        match.part: (Discriminator((16,), "relu", init, spectral_norm), critic_features(match))
+        match.part: (
+            Discriminator((16,), "relu", init, spectral_norm, dtype),
+            critic_features(match),
+        )
         for match in matches
         if match.divergence.critic_loss is not None
     }

@@ -235,6 +235,7 @@ VALUES = {
     "train.smoothness_radius": ([0.1], [0.0, -1.0, math.nan]),
     "train.averaging": ([0.0, 0.999], [1.0, -0.1]),
     "train.parallel": (["pmap", "shard_map"], ["xmap", ""]),
+    "train.compute_dtype": (["float32", "bfloat16"], ["float16", "float64", ""]),
     "checkpoint.every_seconds": ([0.1], [0.0, -1.0]),
     "checkpoint.keep": ([2, 9], [1, 0, -1]),
     "evaluation.every_epochs": ([0.5], [0.0, -1.0]),

@@ -16,6 +16,7 @@ from aae_jax.data import load
 from aae_jax.experiment import build
 from aae_jax.phases import Batch
 from aae_jax.spec import SpecError
+from aae_jax.validation import encoded
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -504,6 +505,115 @@ def test_a_convolutional_autoencoder_learns_the_digits():
     print(losses)
     mean_image = 0.5 * float(((image - image.mean(axis=(0, 1))) ** 2).sum(axis=(2, 3, 4)).mean())
     assert np.mean(losses[-10:]) < 0.8 * mean_image < np.mean(losses[:3])
+
+
+# Precision
+
+WIDE = {f"{net}.widths": (24, 40) for net in ("encoder", "decoder", "discriminator")}
+
+
+def programs(equations):
+    """All equations of a program, those of the programs within included."""
+    for equation in equations:
+        yield equation
+        for value in equation.params.values():
+            for inner in value if isinstance(value, list | tuple) else [value]:
+                inner = getattr(inner, "jaxpr", inner)
+                if hasattr(inner, "eqns"):
+                    yield from programs(inner.eqns)
+
+
+def products(experiment, shape):
+    """Of the step's products and convolutions, each one's operands: ({types}, {sides})."""
+    state = shapes(experiment)
+    images = jnp.zeros((10, *shape))
+    plain = Batch(images, jnp.zeros(10, jnp.int32), jax.random.split(jax.random.key(0), 10))
+    program = jax.make_jaxpr(experiment.step)(state, plain._replace(labelled=plain))
+    return [
+        (
+            {str(value.aval.dtype) for value in (*equation.invars, *equation.outvars)},
+            {side for value in equation.invars for side in value.aval.shape},
+        )
+        for equation in programs(program.jaxpr.eqns)
+        if equation.primitive.name in ("dot_general", "conv_general_dilated")
+    ]
+
+
+@pytest.mark.parametrize("channels", [0, 4])
+def test_all_products_are_in_bfloat16_but_those_of_codes_and_scores(channels):
+    convolutions = {"encoder.channels": channels, "decoder.channels": channels}
+    fields = {**ALL_PHASES, **WIDE, **convolutions, "encoder.batch_norm": True}
+    rounded, exact = (
+        products(made(tiny(**fields, **{"train.compute_dtype": dtype}), shape=(8, 8, 1)), (8, 8, 1))
+        for dtype in ("bfloat16", "float32")
+    )
+    # Code and score are made from the last hidden layer, of 40 units: no 24 and no pixels there.
+    heads = [sides for _, sides in exact if sides <= {1, 2, 3, 10, 20, 40}]
+    assert all(types == {"float32"} for types, _ in exact)
+    assert [sides for types, sides in rounded if types == {"float32"}] == heads
+    others = [types for types, _ in rounded if types != {"float32"}]
+    assert all(types == {"bfloat16"} for types in others)
+    assert len(others) == len(exact) - len(heads) > len(heads) > 0
+
+
+def test_a_float32_step_knows_no_other_precision():
+    experiment = made(tiny(**ALL_PHASES))
+    program = str(jax.make_jaxpr(experiment.step)(shapes(experiment), batch()))
+    assert "f32" in program and "bf16" not in program and "f16" not in program
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_state_and_metrics_are_float32_whatever_layers_are_computed_in(optimizer):
+    fields = {**ALL_PHASES, "encoder.batch_norm": True, "discriminator.spectral_norm": True}
+    fields |= {"train.averaging": 0.9, "optimizers.autoencoder.name": optimizer}
+    results = []
+    for dtype in ("float32", "bfloat16"):
+        experiment = made(tiny(**fields, **{"train.compute_dtype": dtype}))
+        state = shapes(experiment)
+        after, metrics = jax.eval_shape(experiment.step, state, batch())
+        assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), after) == jax.tree.map(
+            lambda leaf: (leaf.shape, leaf.dtype), state
+        )
+        results.append(jax.tree.map(lambda leaf: leaf.dtype, (after, metrics)))
+    assert results[0] == results[1]
+    assert {leaf.dtype for leaf in jax.tree.leaves(metrics)} == {np.dtype(np.float32)}
+
+
+def learned(dtype, fields):
+    """Validation scores of a run on the digits: nats per image and, with labels, percent wrong."""
+    config = tiny(**fields, **{"train.compute_dtype": dtype, "train.batch_size": 100})
+    for net in ("encoder", "decoder", "discriminator"):
+        config[net].widths, config[net].init = (64,), "he_normal()"
+    for name, optimizer in config.optimizers.items():
+        optimizer.name, optimizer.learning_rate = "adam", 2e-3
+        optimizer.momentum = 0.9 if name in ("autoencoder", "classifier") else 0.0
+        optimizer.schedule = "cosine()"
+    config.train.epochs, config.train.chunk_steps = 20.0, 12
+    run = train.prepare(config, jax.devices()[:1])
+    advance, chunks = train.mapped_chunk(run), train.chunks_from(run, 0)
+    state = train.initial_state(run)
+    for _ in range(run.experiment.num_steps // 12):
+        state, _ = advance(state, *next(chunks))
+    valid = run.splits.valid
+    found = encoded(run.experiment, run.preprocessing)(
+        state, valid.image, valid.label, jax.random.key(0)
+    )
+    wrong = None
+    if "label_logits" in found:
+        wrong = 100 * (found["label_logits"].argmax(axis=1) != valid.label).mean()
+    return found["error"].mean(), wrong
+
+
+@pytest.mark.parametrize("labels", [0, 100])
+def test_digits_are_learned_as_well_in_bfloat16(labels):
+    fields = {}
+    if labels:
+        fields = {**ALL_PHASES, "data.labels": labels, "model.labels": 10}
+        fields |= {"label.prior": "categorical(10)", "train.labelled_batch_size": 100}
+    (exact, few), (rounded, as_few) = learned("float32", fields), learned("bfloat16", fields)
+    assert rounded == pytest.approx(exact, rel=0.05)
+    if labels:
+        assert few < 25 and abs(as_few - few) <= 3
 
 
 ACTIVATIONS = {

@@ -14,6 +14,7 @@ from aae_jax.networks import (
     ACTIVATIONS,
     INITIALIZERS,
     MLP,
+    BatchNorm,
     Convolution,
     ConvolutionalDecoder,
     ConvolutionalTrunk,
@@ -565,6 +566,87 @@ def test_a_discriminator_scores_each_code_by_itself(filled, spectral_norm):
     score = jax.jit(functools.partial(discriminator.apply, variables))
     other_company = jnp.concatenate([X[:4], 100.0 + X[4:]])
     np.testing.assert_allclose(score(X)[:4], score(other_company)[:4], rtol=1e-5, atol=1e-6)
+
+
+# What is computed in bfloat16
+
+ROUNDING = 2.0**-8  # of one number
+
+
+def in_bfloat16(network):
+    """The same network with bfloat16 layers."""
+    for name in ("trunk", "hidden"):
+        if hasattr(network, name):
+            return network.clone(**{name: in_bfloat16(getattr(network, name))})
+    return network.clone(dtype=jnp.bfloat16)
+
+
+def trained(network, variables, *inputs):
+    """Outputs while training, and the statistics that were moved."""
+    call = functools.partial(network.apply, mutable=["batch_stats"])
+    return jax.jit(lambda variables: call(variables, *inputs))(variables)
+
+
+ROUNDED = {
+    "encoder": (NORMED_ENCODER, (X, KEYS, True)),
+    "decoder": (Decoder(MLP((16, 16), batch_norm=True), (3, 2, 1)), (X, KEYS, True)),
+    "convolutional encoder": (
+        Encoder(convolutional((8, 8, 1), batch_norm=True)[0][0], {"style": 2}),
+        (normals(4, BATCH, 8, 8, 1), KEYS, True),
+    ),
+    "convolutional decoder": (convolutional((8, 8, 1), batch_norm=True)[1][0], (X, KEYS, True)),
+    "discriminator": (Discriminator((16, 16)), (X, True)),
+    "spectral norm": (Discriminator((16, 16), spectral_norm=True), (X, True)),
+}
+
+
+@pytest.mark.parametrize("name", ROUNDED)
+def test_bfloat16_layers_give_the_network_in_float32_up_to_rounding(filled, name):
+    network, inputs = ROUNDED[name]
+    rounded = in_bfloat16(network)
+    variables = filled(rounded, *inputs)
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {np.dtype(np.float32)}
+    expected, found = trained(network, variables, *inputs), trained(rounded, variables, *inputs)
+    for right, leaf in zip(*map(jax.tree.leaves, (expected, found)), strict=True):
+        assert leaf.dtype == np.float32
+        np.testing.assert_allclose(leaf, right, rtol=0, atol=8 * ROUNDING * np.abs(right).max())
+    for right, leaf in zip(*map(jax.tree.leaves, (expected[0], found[0])), strict=True):
+        assert (leaf != right).any()
+
+
+def test_codes_and_scores_are_finer_than_bfloat16(filled):
+    for name in ("convolutional encoder", "discriminator"):
+        network, inputs = ROUNDED[name]
+        rounded = in_bfloat16(network)
+        outputs, _ = trained(rounded, filled(rounded, *inputs), *inputs)
+        for output in jax.tree.leaves(outputs):
+            coarse = output.astype(jnp.bfloat16).astype(jnp.float32)
+            assert (coarse != output).mean() > 0.5
+
+
+def test_statistics_of_bfloat16_layers_are_float32():
+    # In bfloat16 neighbours of 300 are 2 apart, and squares of 300 are 512 apart.
+    x = jnp.asarray(300 + 5 * normals(6, 400, 3), jnp.bfloat16)
+    norm = BatchNorm(dtype=jnp.bfloat16)
+    y, moved = trained(norm, norm.init(KEY, x, True), x, True)
+    exact = np.asarray(x, np.float64)
+    running = moved["batch_stats"]["norm"]
+    np.testing.assert_allclose(running["mean"], 0.05 * exact.mean(axis=0), rtol=1e-5)
+    np.testing.assert_allclose(running["var"], 0.95 + 0.05 * exact.var(axis=0), rtol=1e-2)
+    centred = (exact - exact.mean(axis=0)) / exact.std(axis=0)
+    np.testing.assert_allclose(np.asarray(y, np.float64), centred, atol=0.03)
+    assert y.dtype == jnp.bfloat16
+
+
+def test_the_gradient_of_a_convolutions_bias_counts_all_pixels(filled):
+    # Of the sum of the output it is their number, to which bfloat16 cannot count by ones.
+    convolution, image = Convolution(2, 3, dtype=jnp.bfloat16), jnp.ones((20, 40, 40, 1))
+
+    def total(variables):
+        return convolution.apply(variables, image).astype(jnp.float32).sum()
+
+    gradient = jax.jit(jax.grad(total))(filled(convolution, image))["params"]["bias"]
+    np.testing.assert_allclose(gradient, 20 * 40 * 40)
 
 
 # Spectral norm
