@@ -17,8 +17,9 @@ Flags:
   --out DIR                where compare writes; default runs/comparison
   --seeds N,N,...          of reproduce; default 0,1,2
   --results DIR            where lines of CSV are kept; default results
-  --distributed=MODE       several processes: auto (default; where Slurm or Cloud TPU say so), yes,
-                           no; elsewhere --coordinator HOST:PORT, --num_processes N and
+  --distributed=MODE       several processes: auto (default; where Slurm, Cloud TPU or the variables
+                           JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID say so),
+                           yes, no; elsewhere --coordinator HOST:PORT, --num_processes N and
                            --process_id I, given to each of them
 """
 

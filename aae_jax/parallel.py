@@ -31,6 +31,11 @@ HEARTBEAT_SECONDS = 20
 _REPORT_SECONDS = 6 * 3600
 
 
+# How a launcher tells a process of the others: HOST:PORT of process 0, how many, which one this is.
+# JAX itself reads the first; the launchers of Orbax set all three.
+VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+
+
 class ProcessError(RuntimeError):
     """The processes of a run cannot find, or have lost, each other; one line."""
 
@@ -39,8 +44,8 @@ class Processes(NamedTuple):
     """How the processes of a run find each other.
 
     Attributes:
-        mode: "auto" joins several where Slurm or Cloud TPU says that there are several; "yes"
-            always, as JAX detects them; "no" never.
+        mode: "auto" joins several where the environment's `VARIABLES`, Slurm or Cloud TPU say that
+            there are several; "yes" always, as these or JAX's detection have them; "no" never.
         coordinator: HOST:PORT of process 0, for a machine that says nothing; "" detects it.
         num_processes, process_id: how many there are, and which one this is, from 0.
     """
@@ -72,6 +77,9 @@ def start(processes: Processes, environ: Mapping[str, str]) -> None:
         }
     elif mode == "no" or (mode == "auto" and not several_announced(environ)):
         return
+    elif VARIABLES[1] in environ:
+        # Everything is said: in a pod, JAX would look for Kubernetes' own interface, and complain.
+        found = {**_described(environ), "cluster_detection_method": "deactivate"}
     try:
         jax.distributed.initialize(
             **found,
@@ -83,16 +91,52 @@ def start(processes: Processes, environ: Mapping[str, str]) -> None:
 
 
 def several_announced(environ: Mapping[str, str]) -> bool:
-    """Whether Slurm (a step of srun) or Cloud TPU says that there are several processes.
+    """Whether `VARIABLES`, Slurm (a step of srun) or Cloud TPU say that processes are several.
 
     A single one is left alone. On a Cloud TPU pod whose workers do not list each other in the
-    environment, say `--distributed=yes`. Kubernetes does not tell a pod how many there are:
-    launch/kubernetes.yaml gives each its number and theirs.
+    environment, say `--distributed=yes`. Kubernetes by itself does not tell a pod how many there
+    are: launch/kubernetes.yaml has it set the variables from what JobSet writes on each pod.
+
+    Raises:
+        ProcessError: the number of processes is no number; one line.
     """
+    if VARIABLES[1] in environ:
+        return _number(environ, VARIABLES[1]) > 1
     if "SLURM_PROCID" in environ and "SLURM_LOCALID" in environ:
         return int(environ.get("SLURM_NTASKS", "1")) > 1
     workers = environ.get("TPU_PROCESS_ADDRESSES") or environ.get("TPU_WORKER_HOSTNAMES", "")
     return "," in workers
+
+
+def _described(environ: Mapping[str, str]) -> dict[str, Any]:
+    """What the environment's `VARIABLES` say, as JAX's arguments."""
+    missing = [name for name in VARIABLES if not environ.get(name)]
+    if missing:
+        raise ProcessError(
+            f"{', '.join(missing)} not set, but {VARIABLES[1]} is; set all of "
+            f"{', '.join(VARIABLES)}, or unset {VARIABLES[1]}"
+        )
+    address = environ[VARIABLES[0]]
+    if not re.fullmatch(r".+:\d+", address):
+        raise ProcessError(f"{VARIABLES[0]} is {address!r}; allowed: HOST:PORT of process 0")
+    num_processes, process_id = (_number(environ, name) for name in VARIABLES[1:])
+    if not 0 <= process_id < num_processes:
+        raise ProcessError(
+            f"{VARIABLES[2]} is {process_id} and {VARIABLES[1]} {num_processes}; allowed: "
+            "0 or more, and less than the number"
+        )
+    return {
+        "coordinator_address": address,
+        "num_processes": num_processes,
+        "process_id": process_id,
+    }
+
+
+def _number(environ: Mapping[str, str], name: str) -> int:
+    try:
+        return int(environ[name])
+    except ValueError as error:
+        raise ProcessError(f"{name} is {environ[name]!r}; allowed: a whole number") from error
 
 
 def lost(error: BaseException | None) -> str | None:

@@ -1,7 +1,6 @@
 """The launch scripts, as far as they can be checked without a cluster."""
 
 import importlib.util
-import itertools
 import os
 import re
 import shlex
@@ -11,10 +10,12 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import pytest
 import yaml
 
 from aae_jax import main as command_line
+from aae_jax import parallel
 
 LAUNCH = Path(__file__).parents[1] / "launch"
 
@@ -84,27 +85,70 @@ def test_a_wrong_verb_explains_itself():
     assert "launch/tpu_pod.sh create" in result.stdout
 
 
-def test_kubernetes_counts_its_processes_alike_everywhere():
+def jobset_annotations(job_set, job, number):
+    """What JobSet writes on the only pod of a replica (https://jobset.sigs.k8s.io)."""
+    name, prefix = job_set["metadata"]["name"], "jobset.sigs.k8s.io"
+    meeting = job_set["spec"]["coordinator"]
+    host = f"{name}-{meeting['replicatedJob']}-{meeting['jobIndex']}-{meeting['podIndex']}"
+    return {
+        f"{prefix}/jobset-name": name,
+        f"{prefix}/replicatedjob-name": job["name"],
+        f"{prefix}/replicatedjob-replicas": str(job["replicas"]),
+        f"{prefix}/job-index": str(number),
+        f"{prefix}/coordinator": f"{host}.{name}",
+    }
+
+
+def pod_environment(container, annotations):
+    """A container's variables, as Kubernetes makes them of annotations and of earlier ones."""
+    environ = {}
+    for each in container["env"]:
+        if "value" in each:
+            value = re.sub(r"\$\((\w+)\)", lambda name: environ[name[1]], each["value"])
+        else:
+            path = each["valueFrom"]["fieldRef"]["fieldPath"]
+            value = annotations[re.fullmatch(r"metadata\.annotations\['(.+)'\]", path)[1]]
+        environ[each["name"]] = value
+    return environ
+
+
+@pytest.mark.parametrize("pods", [2, 1, 5])
+def test_kubernetes_tells_its_processes_of_each_other(pods, monkeypatch):
     job_set = yaml.safe_load((LAUNCH / "kubernetes.yaml").read_text())
     assert job_set["kind"] == "JobSet"
     (job,) = job_set["spec"]["replicatedJobs"]
+    if pods == 2:
+        assert job["replicas"] == 2
+    job["replicas"] = pods
+    assert job["name"] == job_set["spec"]["coordinator"]["replicatedJob"]
     spec = job["template"]["spec"]
-    pod = spec["template"]["spec"]
-    (container,) = pod["containers"]
-    settings = {each["name"]: each["value"] for each in container["env"]}
-    assert spec["completionMode"] == "Indexed", "this gives each pod its JOB_COMPLETION_INDEX"
-    assert str(spec["parallelism"]) == str(spec["completions"]) == settings["NUM_PROCESSES"]
-    words = container["args"][0].split()
-    assert words[0] == "exec", "SIGTERM must reach Python"
-    flags = dict(itertools.pairwise(words))
-    # https://jobset.sigs.k8s.io: JOBSET-JOB-REPLICA-INDEX.JOBSET is the host of a pod.
-    name = job_set["metadata"]["name"]
-    host, port = flags["--coordinator"].split(":")
-    assert host == f"{name}-{job['name']}-0-0.{name}"
+    assert spec["parallelism"] == spec["completions"] == 1, "a replica is a pod"
+    (container,) = spec["template"]["spec"]["containers"]
+    joined = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **fields: joined.append(fields))
+    for number in range(pods):
+        environ = pod_environment(container, jobset_annotations(job_set, job, number))
+        parallel.start(parallel.Processes(), environ | {"JOB_COMPLETION_INDEX": "0"})
+    if pods == 1:
+        assert not joined, "a single process is left alone"
+        return
+    assert [fields["process_id"] for fields in joined] == list(range(pods))
+    assert {fields["num_processes"] for fields in joined} == {pods}
+    (address,) = {fields["coordinator_address"] for fields in joined}
+    host, port = address.split(":")
+    assert host == "aae-jax-workers-0-0.aae-jax"
     assert int(port) in [each["containerPort"] for each in container["ports"]]
-    assert flags["--process_id"] == '"$JOB_COMPLETION_INDEX"'
-    used = {word[2:].split("=")[0].split(".")[0] for word in words if word.startswith("--")}
-    assert used <= known_flags()
+
+
+def test_a_pods_command_is_python_with_known_flags_and_its_disk():
+    job_set = yaml.safe_load((LAUNCH / "kubernetes.yaml").read_text())
+    pod = job_set["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert container["command"] == ["python", "-u", "-m", "aae_jax.main"], "SIGTERM reaches Python"
+    used = {word[2:].split("=")[0].split(".")[0] for word in container["args"]}
+    assert used == {"config", "workdir"} and used <= known_flags()
+    config, *_ = (word.split("=")[1] for word in container["args"])
+    assert (LAUNCH.parent / config).exists()
     volumes = {volume["name"] for volume in pod["volumes"]}
     assert {mount["name"] for mount in container["volumeMounts"]} == volumes
 

@@ -334,6 +334,13 @@ def test_one_device_needs_no_collective():
 # Several processes: what can be said without them (tests/system/test_processes.py has two).
 
 
+JOINING = {
+    "JAX_COORDINATOR_ADDRESS": "host:1234",
+    "JAX_NUM_PROCESSES": "4",
+    "JAX_PROCESS_ID": "3",
+}
+
+
 @pytest.mark.parametrize(
     ("environ", "several"),
     [
@@ -347,6 +354,13 @@ def test_one_device_needs_no_collective():
         ({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, False),
         # A job of a single pod has a number too.
         ({"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "0"}, False),
+        # JAX's own variable, which only says where processes would meet.
+        ({"JAX_COORDINATOR_ADDRESS": "host:1234", "JAX_PROCESS_ID": "0"}, False),
+        (JOINING | {"JAX_NUM_PROCESSES": "1", "JAX_PROCESS_ID": "0"}, False),
+        ({"JAX_NUM_PROCESSES": "1"}, False),
+        (JOINING, True),
+        # A lone process is said to be alone, whatever else is around it.
+        ({"JAX_NUM_PROCESSES": "1", "TPU_WORKER_HOSTNAMES": "host-0,host-1"}, False),
     ],
 )
 def test_processes_join_by_themselves_where_there_are_several(monkeypatch, environ, several):
@@ -369,6 +383,41 @@ def test_processes_join_the_coordinator_they_are_told(monkeypatch):
     assert fields["coordinator_address"] == "host:1234"
     assert (fields["num_processes"], fields["process_id"]) == (4, 3)
     assert fields["heartbeat_timeout_seconds"] <= 30
+
+
+def test_processes_join_as_the_environment_says(monkeypatch):
+    calls = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **fields: calls.append(fields))
+    for mode in ("auto", "yes"):
+        parallel.start(parallel.Processes(mode), JOINING)
+        fields = calls.pop()
+        assert fields["coordinator_address"] == "host:1234"
+        assert (fields["num_processes"], fields["process_id"]) == (4, 3)
+        assert fields["cluster_detection_method"] == "deactivate"
+    parallel.start(parallel.Processes("no"), JOINING)
+    assert not calls
+    parallel.start(parallel.Processes("auto", "other:1", 2, 0), JOINING)
+    assert calls.pop()["coordinator_address"] == "other:1", "flags have precedence"
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"JAX_PROCESS_ID": None}, "JAX_PROCESS_ID not set, but JAX_NUM_PROCESSES is"),
+        ({"JAX_COORDINATOR_ADDRESS": ""}, "JAX_COORDINATOR_ADDRESS not set"),
+        ({"JAX_COORDINATOR_ADDRESS": "host"}, "JAX_COORDINATOR_ADDRESS is 'host'; allowed: HOST:"),
+        ({"JAX_NUM_PROCESSES": "two"}, "JAX_NUM_PROCESSES is 'two'; allowed: a whole number"),
+        ({"JAX_NUM_PROCESSES": ""}, "JAX_NUM_PROCESSES is ''"),
+        ({"JAX_PROCESS_ID": "x"}, "JAX_PROCESS_ID is 'x'"),
+        ({"JAX_PROCESS_ID": "4"}, "JAX_PROCESS_ID is 4 and JAX_NUM_PROCESSES 4"),
+        ({"JAX_PROCESS_ID": "-1"}, "JAX_PROCESS_ID is -1"),
+    ],
+)
+def test_an_environment_that_is_wrong_is_named_in_one_line(changes, said):
+    environ = {k: v for k, v in {**JOINING, **changes}.items() if v is not None}
+    with pytest.raises(parallel.ProcessError, match=said) as raised:
+        parallel.start(parallel.Processes(), environ)
+    assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize(("count", "number"), [(0, -1), (2, -1), (2, 2), (0, 0)])

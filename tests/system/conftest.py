@@ -11,9 +11,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -99,22 +100,33 @@ class System:
     def __init__(self, folder: Path):
         self._folder, self._started = folder, []
 
-    def start(self, *flags: str, workdir: Path | str, compile_anew: bool = False) -> Process:
-        """Starts `python -m aae_jax.main`."""
+    def start(
+        self,
+        *flags: str,
+        workdir: Path | str,
+        compile_anew: bool = False,
+        variables: Mapping[str, str] = MappingProxyType({}),
+    ) -> Process:
+        """Starts `python -m aae_jax.main`, with some variables more in its environment."""
         arguments = ["-m", "aae_jax.main", *flags, f"--workdir={workdir}"]
-        return self._start(arguments, compile_anew)
+        return self._start(arguments, compile_anew, variables)
 
-    def train(self, workdir: Path | str, *flags: str, compile_anew: bool = False) -> Process:
+    def train(self, workdir: Path | str, *flags: str, **options: Any) -> Process:
         """Starts the small experiment, with some flags more."""
-        return self.start(*SMALL, *flags, workdir=workdir, compile_anew=compile_anew)
+        return self.start(*SMALL, *flags, workdir=workdir, **options)
 
-    def script(self, text: str, *arguments: Path | str) -> Process:
+    def script(self, text: str, *arguments: Path | str, **options: Any) -> Process:
         """Starts a script of the test's own."""
-        return self._start(["-c", text, *map(str, arguments)])
+        return self._start(["-c", text, *map(str, arguments)], **options)
 
-    def _start(self, arguments: list[str], compile_anew: bool = False) -> Process:
+    def _start(
+        self,
+        arguments: list[str],
+        compile_anew: bool = False,
+        variables: Mapping[str, str] = MappingProxyType({}),
+    ) -> Process:
         # Compiled code that processes share saves half of their time.
-        environment = _environment() | {"XDG_CACHE_HOME": str(self._folder)}
+        environment = _environment() | {"XDG_CACHE_HOME": str(self._folder)} | dict(variables)
         if compile_anew:
             environment["JAX_ENABLE_COMPILATION_CACHE"] = "false"
         logs = self._folder / str(len(self._started))

@@ -23,11 +23,15 @@ PAPERS = (
 SHORT = "--config.train.epochs=9"
 
 
-def start_both(system, workdir, *flags):
-    """One process each for the numbers 0 and 1."""
+def free_port():
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
+        return listener.getsockname()[1]
+
+
+def start_both(system, workdir, *flags):
+    """One process each for the numbers 0 and 1."""
+    port = free_port()
     return [
         system.train(
             workdir,
@@ -110,6 +114,39 @@ def test_processes_stop_together_and_go_on_in_any_number(system, tmp_path):
     ended = single.wait()
     assert ended.status == 0, ended
     assert f"resuming from step {step}" in ended.out
+
+
+JOIN = """
+import os, jax
+from aae_jax import parallel
+parallel.start(parallel.Processes(), os.environ)
+said = parallel.agreed(jax.process_index() == 0)
+print(jax.process_index(), jax.process_count(), jax.device_count(), said)
+"""
+
+
+def test_processes_find_each_other_by_variables_alone(system):
+    """As in pods: Kubernetes' variables are there too, and JAX does not ask its interface."""
+    pod = {"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "0"}
+    both = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}", "JAX_NUM_PROCESSES": str(TWO)}
+    started = [
+        system.script(JOIN, variables={**pod, **both, "JAX_PROCESS_ID": str(number)})
+        for number in range(TWO)
+    ]
+    # A single one waits for nobody, whether it is told so or nothing at all.
+    alone = [system.script(JOIN, variables=pod | more) for more in ({}, {"JAX_NUM_PROCESSES": "1"})]
+    for number, process in enumerate(started):
+        ended = process.wait()
+        assert ended.status == 0, ended
+        assert f"{number} 2 2 True" in ended.out and "kubernetes" not in ended.err.lower(), ended
+    for process in alone:
+        ended = process.wait()
+        assert ended.status == 0 and "0 1 1 True" in ended.out, ended
+
+
+def test_variables_that_say_half_are_named(system, tmp_path):
+    ended = system.train(tmp_path / "run", variables={"JAX_NUM_PROCESSES": "2"}).wait()
+    assert "JAX_COORDINATOR_ADDRESS, JAX_PROCESS_ID not set" in system.explain(ended)
 
 
 def test_an_incomplete_description_of_the_processes_is_named(system, tmp_path):
