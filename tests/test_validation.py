@@ -256,7 +256,8 @@ def test_the_error_of_a_classifier_counts_known_labels_only(random_weights):
     assert 0 < wrong < 100
     assert "valid/reconstruction" in scores
     unknown = validator(experiment, splits(stored, np.full(200, -1, np.int32)), UNIT)(state)
-    assert "valid/error_percent" not in unknown
+    assert not {"valid/error_percent", "valid/majority_error_percent"} & unknown.keys()
+    assert "valid/majority_error_percent" not in scores
 
 
 def test_a_classifier_alone_has_its_error_alone(random_weights):
@@ -286,3 +287,8 @@ def test_clusters_are_named_by_their_most_certain_image(random_weights):
     wrong = 100 * np.mean(guesses[seen] != known[seen])
     assert scores["valid/error_percent"] == pytest.approx(wrong)
     assert 0 < wrong < 100
+    chosen = shares.argmax(axis=1)[seen]
+    right = sum(np.bincount(known[seen][chosen == cluster]).max(initial=0) for cluster in range(5))
+    by_majority = 100 * (1 - right / len(seen))
+    assert scores["valid/majority_error_percent"] == pytest.approx(by_majority)
+    assert by_majority < wrong
