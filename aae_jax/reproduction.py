@@ -9,6 +9,7 @@ import fcntl
 import io
 import json
 import re
+import shlex
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -104,7 +105,7 @@ def _record(folder: Path, trials: Path) -> None:
         "seed": config.seed,
         _RECIPE: digest(of_seed(config, 0)),
         "epochs": max(row.get("epoch", 0.0) for row in read_metrics(folder)),
-        "command": (folder / program.COMMAND).read_text().strip(),
+        "command": command_of(folder),
         **scores,
     }
     table = trials / f"{folder.name}.csv"
@@ -125,8 +126,17 @@ def finished_run(folder: Path) -> dict[str, str | float | int]:
     scores = {
         score["name"]: score["value"] for score in json.loads((folder / program.SCORES).read_text())
     }
-    command = (folder / program.COMMAND).read_text().strip()
-    return {**facts, "command": command, **last_validation(folder), **scores}
+    return {**facts, "command": command_of(folder), **last_validation(folder), **scores}
+
+
+def command_of(folder: Path) -> str:
+    """The command of a run, but for the folders that it was told to write to."""
+    words = shlex.split((folder / program.COMMAND).read_text())
+    written = re.compile(r"--?(workdir|results)(=.*)?")
+    # A flag's value is the next word unless it follows "=".
+    values = {i + 1 for i, word in enumerate(words) if re.fullmatch(r"--?(workdir|results)", word)}
+    kept = [w for i, w in enumerate(words) if i not in values and not written.fullmatch(w)]
+    return shlex.join(kept)
 
 
 def last_validation(folder: Path) -> dict[str, float]:

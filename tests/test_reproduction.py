@@ -204,6 +204,15 @@ def test_a_trial_is_recorded_without_test_scores(tmp_path, runs):
     assert "classification error" not in line
 
 
+@pytest.mark.parametrize("flag", ["--workdir a/b", "--workdir=a/b", "-workdir 'a b'"])
+def test_where_a_run_lay_is_not_part_of_its_command(tmp_path, flag):
+    command = f"python -m aae_jax.main {flag} --config x.py:100 --config.style.prior='gaussian(2)'"
+    (tmp_path / program.COMMAND).write_text(f"{command} --results=out --seeds 0\n")
+    assert reproduction.command_of(tmp_path) == (
+        "python -m aae_jax.main --config x.py:100 '--config.style.prior=gaussian(2)' --seeds 0"
+    )
+
+
 def test_a_run_without_validation_cannot_be_recorded(tmp_path, runs, capsys):
     reproduction.reproduce(recipe_in(tmp_path), [0])
     run = tmp_path / "runs" / "seed-0"
