@@ -1,6 +1,6 @@
 """E6, E8 (Table 1, Fig 5): Parzen log-likelihood of MNIST under 10,000 samples.
 
-  python -m aae_jax.main --config configs/mnist_likelihood.py
+  python -m aae_jax.main --config configs/mnist_likelihood.py:aae
   python -m aae_jax.main --config configs/mnist_likelihood.py:vae
   python -m aae_jax.main --config configs/mnist_likelihood.py:mmd
 

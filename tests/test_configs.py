@@ -140,7 +140,7 @@ def test_a_config_builds_and_initialises(name, variant):
         dense(a, b) for a, b in zip((inputs, *widths), (*widths, outputs), strict=True)
     )
     assert set(params["discriminator"]) == {
-        part for part in ("style", "label") if config[part].divergence
+        part for part in ("style", "label") if config[part].divergence not in ("", "mmd(scale=5.0)")
     }
 
 

@@ -157,7 +157,7 @@ def assert_gradients_agree(found: Run, expected: Run):
     assert found.gradients.keys() == expected.gradients.keys()
     for name, gradient in expected.gradients.items():
         largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(gradient))
-        assert largest > 0 or name == "classifier", name
+        assert largest > 0 or name in ("classifier", "smoothness"), name
         paths = jax.tree_util.tree_leaves_with_path(gradient)
         for (path, right), leaf in zip(paths, jax.tree.leaves(found.gradients[name]), strict=True):
             tolerance = 1e-5 * np.abs(right).max() + 1e-6 * largest
@@ -193,7 +193,7 @@ def test_the_papers_run_is_the_same_on_any_devices(
 def test_every_phases_gradient_is_the_whole_batchs(small_experiment, experiment, mode):
     expected = run(experiment, small_experiment)
     found = run(experiment, small_experiment, 1, mode, devices=4)
-    assert found.gradients.keys() == {"autoencoder", "discriminator", "generator", "classifier"}
+    assert found.gradients.keys() >= {"autoencoder", "discriminator", "generator", "classifier"}
     assert_gradients_agree(found, expected)
     for name, value in expected.metrics.items():
         np.testing.assert_allclose(found.metrics[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
