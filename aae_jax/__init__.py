@@ -1,20 +1,23 @@
 """Adversarial Autoencoders (Makhzani et al., 2015, arXiv:1511.05644) in JAX and Flax.
 
-`aae_jax.load(workdir)` is a trained model (see `aae_jax.inference`).
+`aae_jax.fit(config, workdir)` trains a model and `aae_jax.load(workdir)` is a trained one (see
+`aae_jax.program` and `aae_jax.inference`).
 """
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from aae_jax.inference import Codes, InferenceError, Trained, load
+    from aae_jax.program import fit
 
-__all__ = ["Codes", "InferenceError", "Trained", "load"]
+__all__ = ["Codes", "InferenceError", "Trained", "fit", "load"]
 
 
 def __getattr__(name: str) -> Any:
     """Imports JAX only when asked for something that needs it: `--help` should not."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from aae_jax import inference
-
-    return getattr(inference, name)
+    # What trains needs more, TensorFlow's writers among it, than what is trained.
+    module = "program" if name == "fit" else "inference"
+    return getattr(importlib.import_module(f"aae_jax.{module}"), name)

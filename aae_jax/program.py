@@ -1,4 +1,4 @@
-"""What the command line does: train and report, score again, draw again."""
+"""What the command line does: train and report, score again, draw again; and `fit` for Python."""
 
 import contextlib
 import importlib.metadata
@@ -30,6 +30,7 @@ from aae_jax.assessment import Drawing, Options, assess, code_panel
 from aae_jax.config import ConfigError, digest
 from aae_jax.data import DataError
 from aae_jax.evaluation.latent_space import FEWEST_CODES
+from aae_jax.inference import Trained, load
 from aae_jax.randomness import named
 from aae_jax.readings import Readings
 from aae_jax.recording import read_metrics
@@ -60,6 +61,34 @@ def train(
 ) -> int:
     """Trains, or goes on training, and reports; the exit status."""
     return session(lambda: run(config, folder, command), processes)
+
+
+def fit(config: ConfigDict, workdir: str | os.PathLike[str]) -> Trained:
+    """Trains, or goes on training, as the command line does; the trained model.
+
+        config = aae_jax.config.base()
+        config.train.epochs = 20.0
+        model = aae_jax.fit(config, "runs/mine")
+
+    Progress and test scores are printed, and the folder holds what every run leaves behind, its
+    `report.html` included. The same call again goes on where it was interrupted, and does not train
+    a finished run anew. Every fault is raised.
+
+    Args:
+        config: of the run; see `aae_jax.config.base`.
+        workdir: the run's folder, made if needed.
+
+    Raises:
+        ConfigError, SpecError: a value that cannot be used.
+        DataError: data that cannot.
+        WorkdirError: the folder belongs to another config or process, or cannot be written.
+        CheckpointError: what it holds cannot be used.
+        TrainingError: a loss is not finite, or SIGTERM stopped it.
+    """
+    folder = Path(workdir)
+    if not run(config, folder, f"aae_jax.fit(config, {str(folder)!r})"):
+        raise TrainingError(f"{folder}: stopped by SIGTERM; the same call goes on from there")
+    return load(folder)
 
 
 def session(action: Callable[[], object], processes: parallel.Processes | None = None) -> int:
@@ -345,7 +374,7 @@ def _summary(run: Run) -> str:
     return text
 
 
-def _facts(view: _View) -> dict[str, float | str]:
+def _facts(view: _View) -> dict[str, int | float | str]:
     """What a run took, for result tables; times in seconds."""
     step, batch_size = int(view.state.step), view.run.config.train.batch_size
     device = view.run.mesh.devices.flat[0]
