@@ -153,6 +153,7 @@ def test_where_there_is_no_jax_it_is_asked_for(monkeypatch, tmp_path):
     assert (tmp_path / "kept.txt").read_text() == "numpy==2.3.1"
 
 
+@pytest.mark.notebooks
 @pytest.mark.parametrize("name", NAMES)
 def test_a_notebook_runs_and_reaches_its_score(name, tmp_path, monkeypatch):
     # The kernel of this environment and the library of this folder, whatever else is installed.
