@@ -8,6 +8,7 @@ import csv
 import fcntl
 import io
 import json
+import os
 import re
 import shlex
 import statistics
@@ -109,8 +110,7 @@ def _record(folder: Path, trials: Path) -> None:
         **scores,
     }
     table = trials / f"{folder.name}.csv"
-    table.unlink(missing_ok=True)
-    add_row(table, row)
+    add_row(table, row, replace=True)
     print(f"{table}: " + ", ".join(f"{name} {value:g}" for name, value in scores.items()))
 
 
@@ -170,15 +170,21 @@ def rows_of(table: Path, recipe: str | None = None) -> list[dict[str, str]]:
     return rows
 
 
-def add_row(table: Path, row: Row) -> None:
+def add_row(table: Path, row: Row, replace: bool = False) -> None:
     """Adds a line, in the order of seeds; the file is whole before and after, whoever else adds.
 
+    Args:
+        table: the CSV file, made if needed.
+        row: the line; other lines get empty cells for columns that are new.
+        replace: whether it takes the place of all lines that are there.
+
     Raises:
-        WorkdirError: the table cannot be read or written.
+        WorkdirError: the table cannot be read or written; it stays as it was.
     """
     try:
-        with _held(table):
-            rows = [*rows_of(table), {name: str(value) for name, value in row.items()}]
+        with _held(table.parent):
+            others = [] if replace else rows_of(table)
+            rows = [*others, {name: str(value) for name, value in row.items()}]
             names = dict.fromkeys(name for each in rows for name in each)
             text = io.StringIO()
             writer = csv.DictWriter(text, list(names), lineterminator="\n")
@@ -190,11 +196,15 @@ def add_row(table: Path, row: Row) -> None:
 
 
 @contextmanager
-def _held(table: Path) -> Iterator[None]:
-    table.parent.mkdir(parents=True, exist_ok=True)
-    with open(table.parent / ".lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+def _held(folder: Path) -> Iterator[None]:
+    """Keeps other processes from adding lines meanwhile; the folder itself is what is locked."""
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
+    finally:
+        os.close(descriptor)
 
 
 def mean(rows: Sequence[Mapping[str, str]], column: str) -> str:

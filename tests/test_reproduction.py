@@ -1,6 +1,7 @@
 """Rows of results: which seeds run, what their lines hold, and what RESULTS.md says of them."""
 
 import csv
+import errno
 import json
 import threading
 from pathlib import Path
@@ -120,6 +121,20 @@ def test_lines_written_at_once_are_all_kept(tmp_path):
     for thread in threads:
         thread.join()
     assert [line["seed"] for line in lines(table)] == [str(seed) for seed in range(20)]
+    assert [path.name for path in table.parent.iterdir()] == [table.name], "nothing is left behind"
+
+
+def test_a_line_that_cannot_be_written_leaves_the_one_that_it_was_to_replace(tmp_path, monkeypatch):
+    table = tmp_path / "trial.csv"
+    reproduction.add_row(table, {"seed": 0, "error": 1.5})
+
+    def full(path, content):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(reproduction, "write_whole", full)
+    with pytest.raises(WorkdirError, match=r"cannot write .*trial\.csv: No space left"):
+        reproduction.add_row(table, {"seed": 0, "error": 2.5}, replace=True)
+    assert lines(table)[0]["error"] == "1.5"
 
 
 def test_a_score_that_only_some_lines_have(tmp_path):
