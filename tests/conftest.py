@@ -2,6 +2,8 @@
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import reduce
+from operator import getitem
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -10,8 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from ml_collections import ConfigDict
 
+from aae_jax.config import base, validate
 from aae_jax.data import load
+from aae_jax.data.sources import Arrays
 from aae_jax.model import LIKELIHOODS, Model, autoencoder, encoder_heads
 from aae_jax.networks import (
     MLP,
@@ -129,6 +134,43 @@ def array_reader() -> type[ArrayReader]:
 def endless_reader() -> type[EndlessReader]:
     """n -> a reader of so many images."""
     return EndlessReader
+
+
+@pytest.fixture(scope="session")
+def narrow_config() -> Callable[..., ConfigDict]:
+    """The base config with narrow networks and dotted fields changed: (**fields) -> config."""
+
+    def narrow(**fields: Any) -> ConfigDict:
+        config = base()
+        for net in ("encoder", "decoder", "discriminator"):
+            config[net].widths = (6,)
+        for field, value in fields.items():
+            *parents, last = field.split(".")
+            reduce(getitem, parents, config)[last] = value
+        validate(config)
+        return config
+
+    return narrow
+
+
+@pytest.fixture(scope="session")
+def small_images() -> Callable[..., Arrays]:
+    """Random images and labels: (n, seed, shape, dtype, classes) -> Arrays."""
+
+    def draw(
+        n: int,
+        seed: int,
+        shape: tuple[int, ...] = (4, 4, 1),
+        dtype: Any = np.uint8,
+        classes: int = 3,
+    ) -> Arrays:
+        rng = np.random.default_rng(seed)
+        image = rng.integers(0, 256, (n, *shape)).astype(np.uint8)
+        if dtype != np.uint8:
+            image = (image / 10 - 5).astype(dtype)
+        return Arrays(image, rng.integers(0, classes, n).astype(np.int32))
+
+    return draw
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,3 @@
-from functools import reduce
-from operator import getitem
-
 import jax
 import numpy as np
 import pytest
@@ -12,7 +9,6 @@ from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
 from aae_jax import assessment
 from aae_jax.assessment import Drawing, Options, assess, code_panel
-from aae_jax.config import base, validate
 from aae_jax.data import preprocessing
 from aae_jax.data.sources import Arrays
 from aae_jax.data.splits import Splits
@@ -49,17 +45,11 @@ def arrays(n, seed, shape):
 
 
 @pytest.fixture(scope="module")
-def readings_of(random_weights):
+def readings_of(random_weights, narrow_config):
     """Readings of an untrained experiment with narrow networks: (labels hidden, config fields)."""
 
     def read(*, shape=(8, 8, 1), unknown=(), num_valid=40, samples=40, **fields):
-        config = base()
-        for net in ("encoder", "decoder", "discriminator"):
-            config[net].widths = (6,)
-        for field, value in fields.items():
-            *parents, last = field.split(".")
-            reduce(getitem, parents, config)[last] = value
-        validate(config)
+        config = narrow_config(**fields)
         parts = {"train": arrays(60, 0, shape), "valid": arrays(num_valid, 1, shape)}
         parts["test"] = arrays(80, 2, shape)
         every_label = parts["train"].label

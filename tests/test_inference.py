@@ -2,8 +2,6 @@ import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from functools import reduce
-from operator import getitem
 from pathlib import Path
 
 import jax
@@ -13,9 +11,8 @@ import pytest
 
 import aae_jax
 from aae_jax import checkpoints
-from aae_jax.config import base, validate
+from aae_jax.config import base
 from aae_jax.data import DataError, description, preprocessing
-from aae_jax.data.sources import Arrays
 from aae_jax.data.splits import Splits
 from aae_jax.experiment import build
 from aae_jax.inference import BLOCK, InferenceError, load
@@ -68,32 +65,13 @@ EVERY = {
 }
 
 
-def config_of(**fields):
-    config = base()
-    for net in ("encoder", "decoder", "discriminator"):
-        config[net].widths = (6,)
-    for field, value in fields.items():
-        *parents, last = field.split(".")
-        reduce(getitem, parents, config)[last] = value
-    validate(config)
-    return config
-
-
-def arrays(n, shape=(4, 4, 1), dtype=np.uint8):
-    rng = np.random.default_rng(n)
-    image = rng.integers(0, 256, (n, *shape)).astype(np.uint8)
-    if dtype != np.uint8:
-        image = (image / 10 - 5).astype(dtype)
-    return Arrays(image, rng.integers(0, CLASSES, n).astype(np.int32))
-
-
 @pytest.fixture(scope="module")
-def saved(random_weights, tmp_path_factory):
+def saved(random_weights, narrow_config, small_images, tmp_path_factory):
     """Folders of runs with random weights, whose data are nowhere: (**fields) -> Readings."""
 
     def save(shape=(4, 4, 1), dtype=np.uint8, steps=(7,), **fields):
-        config = config_of(**{"data.source": "npz:/gone.npz", **fields})
-        parts = [arrays(n, shape, dtype) for n in (30, 20, 160)]
+        config = narrow_config(**{"data.source": "npz:/gone.npz", **fields})
+        parts = [small_images(n, n, shape, dtype) for n in (30, 20, 160)]
         splits = Splits(*parts, np.arange(30), CLASSES)
         experiment = build(config, image_shape=shape, num_classes=CLASSES, num_examples=30)
         state = jax.eval_shape(experiment.init, jax.random.key(0))
@@ -146,9 +124,9 @@ def loaded(saved):
 
 
 @pytest.fixture(scope="module")
-def digits(tmp_path_factory):
+def digits(narrow_config, tmp_path_factory):
     """A short run on the digits, on four devices: (folder, run, last state)."""
-    config = config_of(
+    config = narrow_config(
         **{
             "model.labels": 10,
             "model.layout": "style_and_inferred_label",
@@ -302,9 +280,9 @@ def test_images_come_in_any_type_of_the_data_units(loaded, fields):
 
 
 @pytest.mark.parametrize("fields", [STYLE, GAUSSIAN, CLUSTERS])
-def test_an_example_gives_the_same_bits_alone_and_among_others(loaded, fields):
+def test_an_example_gives_the_same_bits_alone_and_among_others(loaded, small_images, fields):
     model, _ = loaded(**fields)
-    image = arrays(1001).image
+    image = small_images(1001, 1001).image
     calls = {
         "style": lambda x: model.encode(x).style,
         "reconstruct": model.reconstruct,
@@ -323,13 +301,13 @@ def test_an_example_gives_the_same_bits_alone_and_among_others(loaded, fields):
             np.testing.assert_array_equal(part, whole[:n], err_msg=f"{name} of {n}")
 
 
-def test_nothing_is_compiled_anew_for_another_number(saved):
+def test_nothing_is_compiled_anew_for_another_number(saved, small_images):
     compiled = []
     jax.monitoring.register_event_duration_secs_listener(
         lambda event, seconds, **_: compiled.append(event) if "backend_compile" in event else None
     )
     try:
-        model, image = load(saved(**CLASSIFIED)[0]), arrays(700).image
+        model, image = load(saved(**CLASSIFIED)[0]), small_images(700, 700).image
 
         def use(n):
             model.encode(image[:n])
@@ -375,9 +353,9 @@ def test_many_threads_get_what_one_gets(saved):
 
 
 @pytest.mark.parametrize("fields", [GAUSSIAN, UNIVERSAL])
-def test_a_random_posterior_follows_from_the_key(loaded, fields):
+def test_a_random_posterior_follows_from_the_key(loaded, small_images, fields):
     model, _ = loaded(**fields)
-    same = np.repeat(arrays(1).image, 300, axis=0)
+    same = np.repeat(small_images(1, 1).image, 300, axis=0)
     style = model.encode(same).style
     np.testing.assert_array_equal(style, model.encode(same, jax.random.key(0)).style)
     # Of a universal approximator some noise ends in units that are off.
@@ -713,10 +691,10 @@ def test_a_damaged_checkpoint_is_passed_over_and_left_there(saved, checkpoint, n
     assert sorted(folder.rglob("*")) == before, "loading only reads"
 
 
-def test_folders_that_cannot_be_loaded_say_why(saved, tmp_path):
+def test_folders_that_cannot_be_loaded_say_why(saved, narrow_config, tmp_path):
     assert "holds no run" in refusal(load, tmp_path / "absent", error=WorkdirError)
     assert "holds no run" in refusal(load, tmp_path, error=WorkdirError)
-    claim(tmp_path, config_of())
+    claim(tmp_path, narrow_config())
     for name in (PREPROCESSING, DESCRIPTION):
         line = refusal(load, tmp_path, error=WorkdirError)
         assert name in line and "give the run's command again" in line

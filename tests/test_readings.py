@@ -1,11 +1,7 @@
-from functools import reduce
-from operator import getitem
-
 import jax
 import numpy as np
 import pytest
 
-from aae_jax.config import base, validate
 from aae_jax.data import preprocessing
 from aae_jax.data.sources import Arrays
 from aae_jax.data.splits import Splits
@@ -20,27 +16,13 @@ INFERRED = {"model.labels": CLASSES, "model.layout": "style_and_inferred_label"}
 HEADS = {"model.labels": CLASSES, "model.layout": "cluster_heads"}
 
 
-def arrays(n, seed, shape=(4, 4, 1), dtype=np.uint8):
-    rng = np.random.default_rng(seed)
-    image = rng.integers(0, 256, (n, *shape)).astype(np.uint8)
-    if dtype != np.uint8:
-        image = (image / 10 - 5).astype(dtype)
-    return Arrays(image, rng.integers(0, CLASSES, n).astype(np.int32))
-
-
 @pytest.fixture(scope="module")
-def readings_of(random_weights):
+def readings_of(random_weights, narrow_config, small_images):
     """Readings of an untrained experiment: (data's shape and type, samples, config fields)."""
 
     def read(shape=(4, 4, 1), dtype=np.uint8, num_samples=40, sizes=(30, 20, 25), **fields):
-        config = base()
-        for net in ("encoder", "decoder", "discriminator"):
-            config[net].widths = (6,)
-        for field, value in fields.items():
-            *parents, last = field.split(".")
-            reduce(getitem, parents, config)[last] = value
-        validate(config)
-        train, valid, test = (arrays(n, n, shape, dtype) for n in sizes)
+        config = narrow_config(**fields)
+        train, valid, test = (small_images(n, n, shape, dtype) for n in sizes)
         hidden = Arrays(train.image, np.full_like(train.label, -1))
         splits = Splits(hidden, valid, test, np.zeros(0, np.int64), CLASSES)
         experiment = build(

@@ -1,12 +1,8 @@
-from functools import reduce
-from operator import getitem
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from aae_jax.config import base, validate
 from aae_jax.data import preprocessing
 from aae_jax.data.sources import Arrays
 from aae_jax.data.splits import Splits
@@ -20,19 +16,18 @@ INFERRED = {"model.labels": CLASSES, "model.layout": "style_and_inferred_label"}
 CLASSIFYING = INFERRED | {"phases": ("reconstruction", "regularization", "classification")}
 
 
-def made(random_weights, **fields):
-    """An experiment with narrow networks, and a state of it with random weights."""
-    config = base()
-    for net in ("encoder", "decoder", "discriminator"):
-        config[net].widths = (6,)
-    for field, value in fields.items():
-        *parents, last = field.split(".")
-        reduce(getitem, parents, config)[last] = value
-    validate(config)
-    experiment = build(config, image_shape=SHAPE, num_classes=CLASSES, num_examples=100)
-    state = jax.eval_shape(experiment.init, jax.random.key(0))
-    params, batch_stats = random_weights(experiment.model.init)
-    return experiment, state.replace(params=params, batch_stats=batch_stats)
+@pytest.fixture(scope="module")
+def made(random_weights, narrow_config):
+    """An experiment with narrow networks, and a state of it with random weights: (**fields)."""
+
+    def make(**fields):
+        config = narrow_config(**fields)
+        experiment = build(config, image_shape=SHAPE, num_classes=CLASSES, num_examples=100)
+        state = jax.eval_shape(experiment.init, jax.random.key(0))
+        params, batch_stats = random_weights(experiment.model.init)
+        return experiment, state.replace(params=params, batch_stats=batch_stats)
+
+    return make
 
 
 def images(n, seed=0):
@@ -85,8 +80,8 @@ def sigmoid(x):
 
 
 @pytest.mark.parametrize("n", [1, 1000, 1001, 2300])
-def test_any_number_of_images_is_encoded_and_decoded(random_weights, n):
-    experiment, state = made(random_weights, **INFERRED)
+def test_any_number_of_images_is_encoded_and_decoded(made, n):
+    experiment, state = made(**INFERRED)
     stored = images(n)
     codes = encoded(experiment, UNIT)(state, stored, labels(n), jax.random.key(0))
     style, logits, output = by_hand(state.params, stored / 255)
@@ -100,9 +95,9 @@ def test_any_number_of_images_is_encoded_and_decoded(random_weights, n):
     np.testing.assert_allclose(codes["error"], error, rtol=1e-4)
 
 
-def test_the_given_label_is_decoded_and_no_logits_are_inferred(random_weights):
+def test_the_given_label_is_decoded_and_no_logits_are_inferred(made):
     fields = {"model.labels": CLASSES, "model.layout": "style_and_given_label"}
-    experiment, state = made(random_weights, **fields)
+    experiment, state = made(**fields)
     stored, given = images(7), labels(7)
     codes = encoded(experiment, UNIT)(state, stored, given, jax.random.key(0))
     _, _, output = by_hand(state.params, stored / 255, given)
@@ -110,9 +105,9 @@ def test_the_given_label_is_decoded_and_no_logits_are_inferred(random_weights):
     np.testing.assert_allclose(codes["reconstruction"].reshape(7, -1), sigmoid(output), atol=1e-5)
 
 
-def test_reconstructions_come_in_the_units_of_the_data(random_weights):
+def test_reconstructions_come_in_the_units_of_the_data(made):
     fields = {"data.preprocessing": "standardize_pixels", "decoder.output": "linear"}
-    experiment, state = made(random_weights, **fields)
+    experiment, state = made(**fields)
     stored = images(50)
     constants = preprocessing.fit("standardize_pixels", stored)
     codes = encoded(experiment, constants)(state, stored, labels(50), jax.random.key(0))
@@ -128,9 +123,9 @@ def test_reconstructions_come_in_the_units_of_the_data(random_weights):
     np.testing.assert_allclose(codes["error"], error, rtol=1e-4)
 
 
-def test_nothing_is_noisy_or_dropped_in_evaluation(random_weights):
+def test_nothing_is_noisy_or_dropped_in_evaluation(made):
     noisy = {"encoder.input_noise": 0.5, "encoder.input_dropout": 0.5, "encoder.dropout": 0.5}
-    experiment, state = made(random_weights, **noisy)
+    experiment, state = made(**noisy)
     stored = images(20)
     codes = encoded(experiment, UNIT)(state, stored, labels(20), jax.random.key(0))
     np.testing.assert_allclose(
@@ -138,8 +133,8 @@ def test_nothing_is_noisy_or_dropped_in_evaluation(random_weights):
     )
 
 
-def test_batch_norm_uses_running_statistics(random_weights):
-    experiment, state = made(random_weights, **{"encoder.head_batch_norm": True})
+def test_batch_norm_uses_running_statistics(made):
+    experiment, state = made(**{"encoder.head_batch_norm": True})
     running = {"style_norm": {"norm": {"mean": jnp.full(2, 3.0), "var": jnp.full(2, 4.0)}}}
     state = state.replace(batch_stats={**state.batch_stats, "encoder": running})
     stored = images(20)
@@ -150,8 +145,8 @@ def test_batch_norm_uses_running_statistics(random_weights):
     np.testing.assert_allclose(codes["style"], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_the_averaged_parameters_are_the_ones_evaluated(random_weights):
-    experiment, state = made(random_weights, **{"train.averaging": 0.9})
+def test_the_averaged_parameters_are_the_ones_evaluated(made):
+    experiment, state = made(**{"train.averaging": 0.9})
     averaged = {
         name: jax.tree.map(lambda leaf: 0.5 * leaf, state.params[name])
         for name in ("encoder", "decoder")
@@ -165,9 +160,9 @@ def test_the_averaged_parameters_are_the_ones_evaluated(random_weights):
     np.testing.assert_allclose(codes["reconstruction"].reshape(9, -1), sigmoid(output), atol=1e-5)
 
 
-def test_a_random_posterior_follows_from_the_key(random_weights):
+def test_a_random_posterior_follows_from_the_key(made):
     fields = {"model.posterior": "gaussian"}
-    experiment, state = made(random_weights, **fields)
+    experiment, state = made(**fields)
     run, stored = encoded(experiment, UNIT), np.repeat(images(1), 1500, axis=0)
     first, again = (run(state, stored, labels(1500), jax.random.key(0))["style"] for _ in range(2))
     other = run(state, stored, labels(1500), jax.random.key(1))["style"]
@@ -187,13 +182,13 @@ def test_a_random_posterior_follows_from_the_key(random_weights):
 # Scores
 
 
-def test_without_validation_images_there_are_no_scores(random_weights):
-    experiment, state = made(random_weights)
+def test_without_validation_images_there_are_no_scores(made):
+    experiment, state = made()
     assert validator(experiment, splits(images(0), labels(0)), UNIT)(state) == {}
 
 
-def test_scores_of_an_autoencoder_are_those_computed_directly(random_weights):
-    experiment, state = made(random_weights)
+def test_scores_of_an_autoencoder_are_those_computed_directly(made):
+    experiment, state = made()
     stored = images(300)
     score = validator(experiment, splits(stored, labels(300)), UNIT)
     scores = score(state)
@@ -213,14 +208,14 @@ def test_scores_of_an_autoencoder_are_those_computed_directly(random_weights):
     assert scores["valid/code_covariance_distance"] == pytest.approx(covariance, abs=0.03)
 
 
-def test_codes_that_follow_the_prior_are_at_no_distance(random_weights):
+def test_codes_that_follow_the_prior_are_at_no_distance(made):
     """An encoder that passes uniform pixels on, and a uniform prior."""
     fields = {
         "encoder.widths": (),
         "model.style_dim": 16,
         "style.prior": "uniform(16, low=0.0, high=1.0)",
     }
-    experiment, state = made(random_weights, **fields)
+    experiment, state = made(**fields)
     style = {"kernel": jnp.eye(16), "bias": jnp.zeros(16)}
     state = state.replace(params={**state.params, "encoder": {"style": style}})
     scores = validator(experiment, splits(images(3000), labels(3000)), UNIT)(state)
@@ -228,14 +223,14 @@ def test_codes_that_follow_the_prior_are_at_no_distance(random_weights):
     assert scores["valid/code_covariance_distance"] < 0.15
 
 
-def test_codes_in_their_labels_mode_are_counted_among_known_labels(random_weights):
+def test_codes_in_their_labels_mode_are_counted_among_known_labels(made):
     """Three modes far apart, and an encoder that puts every image into the second."""
     fields = {
         "style.prior": "mixture(affine(gaussian(2), 1.0, (-9.0, 0.0)), "
         "affine(gaussian(2), 1.0, (0.0, 9.0)), affine(gaussian(2), 1.0, (9.0, 0.0)))",
         "style.label_informed": True,
     }
-    experiment, state = made(random_weights, **fields)
+    experiment, state = made(**fields)
     encoder = jax.tree.map(jnp.zeros_like, state.params["encoder"])
     encoder["style"]["bias"] = jnp.array([0.0, 9.0])
     state = state.replace(params={**state.params, "encoder": encoder})
@@ -245,8 +240,8 @@ def test_codes_in_their_labels_mode_are_counted_among_known_labels(random_weight
     assert scores["valid/codes_in_own_mode"] == pytest.approx(np.mean(known[:50] == 1))
 
 
-def test_the_error_of_a_classifier_counts_known_labels_only(random_weights):
-    experiment, state = made(random_weights, **CLASSIFYING)
+def test_the_error_of_a_classifier_counts_known_labels_only(made):
+    experiment, state = made(**CLASSIFYING)
     stored, known = images(200), labels(200)
     known[50:] = -1
     scores = validator(experiment, splits(stored, known), UNIT)(state)
@@ -260,23 +255,23 @@ def test_the_error_of_a_classifier_counts_known_labels_only(random_weights):
     assert "valid/majority_error_percent" not in scores
 
 
-def test_a_classifier_alone_has_its_error_alone(random_weights):
+def test_a_classifier_alone_has_its_error_alone(made):
     fields = {"model.labels": CLASSES, "phases": ("classification",), "style.divergence": ""}
-    experiment, state = made(random_weights, **fields)
+    experiment, state = made(**fields)
     stored, known = images(100), labels(100)
     scores = validator(experiment, splits(stored, known), UNIT)(state)
     guesses = encoded_by_hand(state.params, stored / 255)[1].argmax(axis=1)
     assert scores == {"valid/error_percent": pytest.approx(100 * np.mean(guesses != known))}
 
 
-def test_clusters_are_named_by_their_most_certain_image(random_weights):
+def test_clusters_are_named_by_their_most_certain_image(made):
     fields = {
         **INFERRED,
         "model.labels": 5,
         "label.prior": "categorical(5)",
         "label.divergence": "gan()",
     }
-    experiment, state = made(random_weights, **fields)
+    experiment, state = made(**fields)
     stored, known = images(150), labels(150)
     known[::3] = -1
     scores = validator(experiment, splits(stored, known), UNIT)(state)
