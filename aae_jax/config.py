@@ -130,6 +130,7 @@ def base() -> ConfigDict:
             "evaluation": {
                 "every_epochs": 1.0,  # validation scores
                 "samples": 1000,  # samples in distances and figures
+                "fitted_prior": False,  # sample a Gaussian fitted to the codes, not style.prior
                 "parzen_samples": 0,  # samples of the Parzen estimator; 0 leaves it out
                 "sample_quality": False,  # Frechet, kernel distance, precision and recall
             },
@@ -414,6 +415,11 @@ def _contradictions(config: ConfigDict) -> list[str]:
         bad.append("the phase classification needs a label head: model.labels of 1 or more")
     if "smoothness" in config.phases and not has_label_head(config):
         bad.append("the phase smoothness needs a label head: model.labels of 1 or more")
+    if config.evaluation.fitted_prior and (style.divergence or config.penalties.kl):
+        bad.append(
+            "evaluation.fitted_prior is True; it is for codes that follow no prior: allowed with "
+            "style.divergence '' and penalties.kl 0"
+        )
     if "classification" in config.phases and config.data.labels == 0:
         bad.append("the phase classification needs labels: data.labels of 1 or more, or -1")
     return bad

@@ -525,6 +525,24 @@ def unconditional(prior: Prior, modes: int) -> Prior:
     return prior._replace(sample_mode=lambda key, mode: prior.sample(key), num_modes=modes)
 
 
+def fitted_gaussian(codes: Float[np.ndarray, "n dim"]) -> Prior:
+    """The Gaussian with the mean and covariance of `codes`.
+
+    >>> fitted_gaussian(np.array([[0.0, 0.0], [2.0, 0.0], [0.0, 4.0]])).dim
+    2
+
+    Raises:
+        ValueError: the codes are not finite, or lie in a subspace: their covariance is singular.
+    """
+    points = _finite_array("fitted_gaussian: codes", codes)
+    covariance = np.atleast_2d(np.cov(points, rowvar=False))
+    try:
+        scale = np.linalg.cholesky(covariance)
+    except np.linalg.LinAlgError:
+        raise ValueError("fitted_gaussian: the codes lie in a subspace of their space") from None
+    return affine(gaussian(points.shape[1]), scale, points.mean(axis=0))
+
+
 def affine(prior: Prior, scale: Numbers, shift: Numbers = 0.0) -> Prior:
     """The prior of scale z + shift, z drawn from `prior`, whose modes it keeps.
 

@@ -293,15 +293,17 @@ def _view(
 
 
 def _readings(run: Run, state: TrainState) -> Readings:
-    return Readings(
+    evaluation = run.config.evaluation
+    readings = Readings(
         run.experiment,
         state,
         run.splits,
         run.train_labels,
         run.preprocessing,
         named(jax.random.key(run.config.seed), "assessment"),
-        run.config.evaluation.samples,
+        evaluation.samples,
     )
+    return readings.with_fitted_prior() if evaluation.fitted_prior else readings
 
 
 def _beside_paper(score: Score, config: ConfigDict) -> Score:

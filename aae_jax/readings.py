@@ -3,6 +3,7 @@
 `Readings` is what assessments are made from; each array is computed once, when first asked for.
 """
 
+from copy import copy
 from functools import cached_property
 from typing import NamedTuple
 
@@ -17,7 +18,7 @@ from aae_jax.data.sources import Arrays
 from aae_jax.data.splits import Splits
 from aae_jax.experiment import Experiment
 from aae_jax.networks import one_hot
-from aae_jax.priors import sample_batch
+from aae_jax.priors import fitted_gaussian, sample_batch
 from aae_jax.randomness import named
 from aae_jax.state import TrainState, evaluated_params
 from aae_jax.validation import BLOCK, encoded
@@ -68,6 +69,18 @@ class Readings:
         self._preprocessing = preprocessing
         self._encode = encoded(experiment, preprocessing)
         self._decode = self._decoder()
+
+    def with_fitted_prior(self) -> "Readings":
+        """The same, with the Gaussian of the training codes' mean and covariance as the prior.
+
+        What an autoencoder that follows no prior can be sampled by (ex-post density estimation,
+        Ghosh et al., 2020, arXiv:1903.12436).
+        """
+        fitted = copy(self)
+        fitted.experiment = self.experiment._replace(
+            style_prior=fitted_gaussian(self.train["style"])
+        )
+        return fitted
 
     @property
     def has_images(self) -> bool:

@@ -353,6 +353,11 @@ CONTRADICTIONS = {
         {"cluster_heads__eta": 1.0},
         ["penalties.heads_apart", "cluster_heads.eta"],
     ),
+    "a fitted prior beside a matched one": (
+        {"evaluation__fitted_prior": True},
+        {"style__divergence": "", "phases": ("reconstruction",)},
+        ["evaluation.fitted_prior", "style.divergence"],
+    ),
     "matched labels without a head": (
         {"label__divergence": "gan()"},
         INFERRED,

@@ -31,7 +31,7 @@ VARIANTS = {
     "mnist_dimensionality": ["1000", "100", "20", "circle"],
     "mnist_gaussian": [None],
     "mnist_label_informed": ["mixture", "swiss_roll"],
-    "mnist_likelihood": ["aae", "vae", "mmd"],
+    "mnist_likelihood": ["aae", "vae", "mmd", "ae"],
     "mnist_mixture": [None],
     "mnist_semisupervised": ["100", "1000", "all", "100/best", "1000/best", "all/best"],
     "mnist_supervised": [None],

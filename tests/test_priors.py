@@ -685,3 +685,31 @@ def test_the_example_of_the_docstring_runs(name):
     example.globs = dict(vars(priors))
     result = doctest.DocTestRunner().run(example)
     assert result.attempted > 0 and result.failed == 0
+
+
+def test_fitted_gaussian_is_the_normal_density_of_the_points(rng):
+    points = rng.normal(size=(50, 3)) @ rng.normal(size=(3, 3)) + [1.0, -2.0, 3.0]
+    density = scipy.stats.multivariate_normal(points.mean(axis=0), np.cov(points, rowvar=False))
+    prior = priors.fitted_gaussian(points.astype(np.float32))
+    expected = density.logpdf(points[:7])
+    np.testing.assert_allclose(
+        jax.vmap(prior.log_prob)(jnp.asarray(points[:7], jnp.float32)), expected, rtol=1e-4
+    )
+    assert prior.dim == 3
+    samples = priors.sample_batch(prior, jax.random.split(jax.random.key(0), 20_000))
+    np.testing.assert_allclose(samples.mean(axis=0), points.mean(axis=0), atol=0.1)
+    np.testing.assert_allclose(
+        np.cov(samples, rowvar=False), np.cov(points, rowvar=False), atol=0.25
+    )
+
+
+@pytest.mark.parametrize(
+    ("points", "message"),
+    [
+        ([[0.0, 1.0], [1.0, 2.0], [2.0, 3.0]], "subspace"),
+        ([[0.0, 1.0], [np.nan, 2.0], [2.0, 0.0]], "finite"),
+    ],
+)
+def test_codes_that_no_gaussian_fits_are_refused(points, message):
+    with pytest.raises(ValueError, match=message):
+        priors.fitted_gaussian(np.array(points))

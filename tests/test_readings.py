@@ -260,3 +260,20 @@ def test_averaged_parameters_are_read_where_they_are_kept(readings_of):
     np.testing.assert_allclose(
         readings.decode(style, label).reshape(9, 16), sigmoid(expected), atol=1e-5
     )
+
+
+def test_fitted_prior_has_the_moments_of_training_codes_and_leaves_the_rest(readings_of):
+    readings = readings_of(num_samples=20_000, sizes=(400, 20, 25))
+    codes = readings.train["style"]
+    fitted = readings.with_fitted_prior()
+    samples, spread = fitted.prior_samples, codes.std(axis=0)
+    np.testing.assert_array_less(np.abs(samples.mean(axis=0) - codes.mean(axis=0)), 0.05 * spread)
+    np.testing.assert_allclose(
+        np.corrcoef(samples, rowvar=False), np.corrcoef(codes, rowvar=False), atol=0.03
+    )
+    np.testing.assert_allclose(samples.std(axis=0), spread, rtol=0.03)
+    assert readings.experiment.style_prior is not fitted.experiment.style_prior
+    assert not np.allclose(readings.prior_samples.std(axis=0), spread, rtol=0.2)
+    np.testing.assert_array_equal(fitted.test["style"], readings.test["style"])
+    # What is drawn comes from the fitted prior too.
+    assert not np.array_equal(fitted.generated.image, readings.generated.image)
