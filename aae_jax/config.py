@@ -24,6 +24,7 @@ ADDED = (
     "optimizers.smoothness",
     "train.smoothness_radius",
     "train.compute_dtype",
+    "evaluation.fitted_prior",
 )
 
 
