@@ -20,6 +20,7 @@ from aae_jax.phases import (
     Phase,
     classification,
     critic_features,
+    from_step,
     heads_apart,
     kl,
     reconstruction,
@@ -96,8 +97,9 @@ def build(
     model = _model(config, matches, image_shape, collective)
     steps_per_epoch = num_examples / config.train.batch_size
     num_steps = _round_up(config.train.epochs * steps_per_epoch, config.train.chunk_steps)
-    updates = _updates(config, steps_per_epoch, num_steps, collective)
-    phases = _phases(config, model, matches, style_prior, updates, collective)
+    smooth_from = round(config.train.smoothness_start * steps_per_epoch)
+    updates = _updates(config, steps_per_epoch, num_steps, smooth_from, collective)
+    phases = _phases(config, model, matches, style_prior, updates, smooth_from, collective)
     averaged = _autoencoder_subtrees(config) if config.train.averaging else ()
 
     def init(key: Key[Array, ""]) -> TrainState:
@@ -341,7 +343,11 @@ def _autoencoder_subtrees(config: ConfigDict) -> tuple[str, ...]:
 
 
 def _updates(
-    config: ConfigDict, steps_per_epoch: float, num_steps: int, collective: Collective
+    config: ConfigDict,
+    steps_per_epoch: float,
+    num_steps: int,
+    smooth_from: int,
+    collective: Collective,
 ) -> dict[str, Update]:
     """The optimizers of the phases in use, by name."""
     moved: dict[str, dict[str, tuple[str, ...]]] = {
@@ -350,11 +356,13 @@ def _updates(
         "classification": {"classifier": ("encoder",)},
         "smoothness": {"smoothness": ("encoder",)},
     }
+    # An optimizer counts its own steps.
+    steps = {"smoothness": max(1, num_steps - smooth_from)}
     return {
         name: Update(
             name,
             subtrees,
-            _optimizer(config.optimizers[name], name, steps_per_epoch, num_steps),
+            _optimizer(config.optimizers[name], name, steps_per_epoch, steps.get(name, num_steps)),
             collective.average,
         )
         for phase in config.phases
@@ -421,6 +429,7 @@ def _phases(
     matches: tuple[Match, ...],
     style_prior: Prior,
     updates: dict[str, Update],
+    smooth_from: int,
     collective: Collective,
 ) -> tuple[Phase, ...]:
     penalties: dict[str, Penalty] = {}
@@ -436,8 +445,8 @@ def _phases(
             model, matches, updates["discriminator"], updates["generator"], collective
         ),
         "classification": lambda: classification(model, updates["classifier"]),
-        "smoothness": lambda: smoothness(
-            model, updates["smoothness"], config.train.smoothness_radius
+        "smoothness": lambda: from_step(
+            smoothness(model, updates["smoothness"], config.train.smoothness_radius), smooth_from
         ),
     }
     return tuple(known[name]() for name in config.phases)

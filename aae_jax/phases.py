@@ -260,6 +260,21 @@ def smoothness(model: Model, update: Update, radius: float) -> Phase:
     return phase
 
 
+def from_step(phase: Phase, first: int) -> Phase:
+    """The phase from the step `first` on; before it nothing moves and its metrics are 0."""
+    if not first:
+        return phase
+
+    def idle(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        _, metrics = jax.eval_shape(phase, state, batch)
+        return state, jax.tree.map(lambda metric: jnp.zeros(metric.shape, metric.dtype), metrics)
+
+    def late(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        return jax.lax.cond(state.step >= first, phase, idle, state, batch)
+
+    return late
+
+
 def _of_length(length: float, steps: Float[Array, "batch ..."]) -> Float[Array, "batch ..."]:
     axes = tuple(range(1, steps.ndim))
     # Divided twice, as squares of tiny gradients would be zero in float32.
