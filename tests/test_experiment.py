@@ -296,6 +296,28 @@ def test_each_optimizer_has_its_own_name_and_rate(optimizer):
     assert steps.max() < 0.0101
 
 
+def test_smoothness_begins_at_its_epoch_and_its_schedule_with_it():
+    """3 steps an epoch: smoothness rests for 6 of them, and its cosine ends with the run."""
+    fields = {
+        **ALONE["smoothness"],
+        "train.smoothness_start": 2.0,
+        "train.epochs": 4.0,
+        "optimizers.smoothness.schedule": "cosine()",
+        "optimizers.smoothness.momentum": 0.0,
+    }
+    experiment = made(tiny(**fields), num_examples=30)
+    assert experiment.steps_per_epoch == 3 and experiment.num_steps == 12
+    beginning = state = start(experiment)
+    step, examples, found = jax.jit(experiment.step), batch(), []
+    for number in range(12):
+        moved, metrics = step(state.replace(step=jnp.int32(number)), examples)
+        assert (metrics["smoothness"] > 0) == (number >= 6)
+        found.append(np.linalg.norm(flat(moved.params["encoder"]) - flat(state.params["encoder"])))
+        state = beginning.replace(opt_states=moved.opt_states)
+    expected = [0.0] * 6 + [0.5 * (1 + math.cos(math.pi * k / 6)) for k in range(6)]
+    np.testing.assert_allclose(np.array(found) / found[6], expected, atol=1e-3)
+
+
 # What is in an experiment
 
 

@@ -18,7 +18,7 @@ import scipy.stats
 from aae_jax import priors
 from aae_jax.divergences import Divergence, gan, hinge, least_squares, mmd, wasserstein
 from aae_jax.model import LIKELIHOODS, Code
-from aae_jax.phases import Batch, Match, critic_features, heads_apart, kl
+from aae_jax.phases import Batch, Match, critic_features, from_step, heads_apart, kl
 from aae_jax.randomness import example_keys
 from aae_jax.state import TrainState
 
@@ -721,6 +721,28 @@ def test_smoothness_asks_for_no_labels(small_experiment):
     state, hidden = small.state(std=0.5), LARGE_BATCH._replace(label=jnp.full(LARGE, -1))
     after, _ = run(small.smoothness(0.5), state, LARGE_BATCH)
     assert_same(run(small.smoothness(0.5), state, hidden)[0].params, after.params)
+
+
+def test_a_phase_from_a_step_on_rests_until_then_and_is_itself_from_then_on(small_experiment):
+    small = of_two_labels(small_experiment)
+    phase, state = small.smoothness(0.5), small.state(std=0.5)
+    assert from_step(phase, 0) is phase
+    late = from_step(phase, 3)
+    for step in (0, 2):
+        waiting = state.replace(step=jnp.int32(step))
+        after, metrics = run(late, waiting, LARGE_BATCH)
+        assert_same((after.params, after.opt_states), (waiting.params, waiting.opt_states))
+        assert metrics == {"smoothness": 0.0}
+    for step in (3, 4):
+        begun = state.replace(step=jnp.int32(step))
+        after, metrics = run(late, begun, LARGE_BATCH)
+        expected, expected_metrics = run(phase, begun, LARGE_BATCH)
+        jax.tree.map(
+            lambda found, right: np.testing.assert_allclose(found, right, rtol=1e-5, atol=1e-7),
+            (after.params, after.opt_states, metrics),
+            (expected.params, expected.opt_states, expected_metrics),
+        )
+        assert metrics["smoothness"] > 0
 
 
 # Batch norm
