@@ -102,7 +102,7 @@ def in_blocks(
     blocks = []
     for first in range(0, max(n, 1), size):
         rows = jax.tree.map(partial(_rows, first=first, size=size), arrays)
-        blocks.append(jax.device_get(function(weights, _keys(key, first, size), *rows)))
+        blocks.append(jax.device_get(function(weights, keys_of(key, first, size), *rows)))
     return jax.tree.map(lambda *parts: np.concatenate(parts)[:n], *blocks)
 
 
@@ -113,5 +113,6 @@ def _rows(array: Any, first: int, size: int) -> np.ndarray:
 
 
 @partial(jax.jit, static_argnames="size")
-def _keys(key: Key[Array, ""], first: Int[Array, ""], size: int) -> Key[Array, "size"]:
+def keys_of(key: Key[Array, ""], first: Int[Array, ""] | int, size: Any) -> Key[Array, "size"]:
+    """The keys of `size` examples (a symbolic number too), each of the example's number alone."""
     return jax.vmap(jax.random.fold_in, (None, 0))(key, first + jnp.arange(size))

@@ -3,6 +3,8 @@
 import os
 import re
 import secrets
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 
@@ -22,6 +24,26 @@ def write_whole(path: str | os.PathLike[str], content: bytes) -> None:
         os.replace(draft, path)
     except BaseException:
         draft.unlink(missing_ok=True)
+        raise
+
+
+def write_folder(path: str | os.PathLike[str], contents: Mapping[str, bytes]) -> None:
+    """Make a folder of files, by name, atomically: on any failure there is none.
+
+    Raises:
+        OSError: it cannot be written, or `path` is there and no empty folder; it stays as it was.
+    """
+    path = Path(path)
+    # Unlike a file's draft, nothing that cleans up after killed processes takes it away: no lock
+    # says whether somebody is still writing it.
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.draft")
+    draft.mkdir(parents=True)
+    try:
+        for name, content in contents.items():
+            write_whole(draft / name, content)
+        os.rename(draft, path)
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
         raise
 
 

@@ -164,6 +164,11 @@ def load(workdir: str | os.PathLike[str], checkpoint: str = "newest") -> Trained
     return _trained(config, experiment, data, constants, state)
 
 
+def shown(data: Description, image: Float[Array, "n ..."]) -> Float[Array, "n ..."]:
+    """Decoded images as they are returned: within [0, 1] where the data came as uint8."""
+    return jnp.clip(image, 0, 1) if data.image_type == "uint8" else image
+
+
 def _restore(experiment: Experiment, folder: Path, checkpoint: str) -> TrainState:
     """A state without optimizers."""
     shapes = jax.eval_shape(experiment.init, jax.random.key(0))
@@ -207,9 +212,6 @@ def _trained(
     labels = "classes" if experiment.knows_classes or given_label else "clusters"
     units = units_of(data, config.decoder.output)
 
-    def shown(image: Array) -> Array:
-        return jnp.clip(image, 0, 1) if data.image_type == "uint8" else image
-
     @jax.jit
     def encode_batch(weights: Weights, keys: Key[Array, "batch"], image: Array) -> PyTree:
         code = parts.encode(weights, keys, image)
@@ -220,7 +222,7 @@ def _trained(
     def decode_batch(
         weights: Weights, keys: Key[Array, "batch"], style: Array, label: Array | None
     ) -> Array:
-        return shown(parts.decode(weights, keys, style, label))
+        return shown(data, parts.decode(weights, keys, style, label))
 
     @jax.jit
     def sample_and_decode(
@@ -232,11 +234,11 @@ def _trained(
                 style = sample_batch(prior, style_keys)
             else:
                 style = sample_modes(prior, style_keys, mode)
-            return shown(parts.decode(weights, keys, style, None))
+            return shown(data, parts.decode(weights, keys, style, None))
         drawn = sample_batch(label_prior or categorical(model.num_labels), label_keys)
         label = jnp.where((mode < 0)[:, None], drawn, one_hot(mode, model.num_labels))
         style = sample_batch(prior, style_keys)
-        return shown(parts.decode(weights, keys, style, label))
+        return shown(data, parts.decode(weights, keys, style, label))
 
     @jax.jit
     def error_of_batch(

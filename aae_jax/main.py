@@ -10,11 +10,13 @@ Flags:
   --workdir DIR            where the run lives; default runs/CONFIG. The same command on a
                            folder that holds an unfinished run goes on with it.
   --mode MODE              train (default); eval: score the run in DIR again; figures: draw it
-                           again; compare: several finished runs, --workdir DIR,DIR,...;
+                           again; export: its model, to be used without this package;
+                           compare: several finished runs, --workdir DIR,DIR,...;
                            reproduce: train with each of --seeds, a line of RESULTS/CONFIG.csv
                            for each; record: validation scores of the run in DIR, finished or
                            not, into RESULTS/trials/; results: fill RESULTS.md from those lines
-  --out DIR                where compare writes; default runs/comparison
+  --out DIR                where compare and export write; default runs/comparison and
+                           runs/exported/NAME, the name that of the run's folder
   --seeds N,N,...          of reproduce; default 0,1,2
   --results DIR            where lines of CSV are kept; default results
   --distributed=MODE       several processes: auto (default; where Slurm, Cloud TPU or the variables
@@ -33,10 +35,10 @@ from ml_collections import config_flags
 
 from aae_jax import command_line
 
-MODES = ("train", "eval", "figures", "compare", "reproduce", "record", "results")
+MODES = ("train", "eval", "figures", "export", "compare", "reproduce", "record", "results")
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lives.")
-_OUT = flags.DEFINE_string("out", "runs/comparison", "Where compare writes.")
+_OUT = flags.DEFINE_string("out", None, "Where compare and export write.")
 _SEEDS = flags.DEFINE_list("seeds", "0,1,2", "Seeds of reproduce.")
 _RESULTS = flags.DEFINE_string("results", "results", "Where lines of CSV are kept.")
 _MODE = flags.DEFINE_enum("mode", "train", MODES, "What to do.")
@@ -71,7 +73,10 @@ def main(argv: Sequence[str]) -> None:
     if mode == "record":
         sys.exit(reproduction.record(folders, results))
     if mode == "compare":
-        sys.exit(program.compare(folders, Path(_OUT.value)))
+        sys.exit(program.compare(folders, Path(_OUT.value or "runs/comparison")))
+    if mode == "export":
+        name = folders[0].resolve().name
+        sys.exit(program.export(folders[0], Path(_OUT.value or f"runs/exported/{name}")))
     sys.exit(program.review(folders[0], mode))
 
 

@@ -30,6 +30,7 @@ from aae_jax.assessment import Drawing, Options, assess, code_panel
 from aae_jax.config import ConfigError, digest
 from aae_jax.data import DataError
 from aae_jax.evaluation.latent_space import FEWEST_CODES
+from aae_jax.export import write as write_exported
 from aae_jax.inference import Trained, load
 from aae_jax.randomness import named
 from aae_jax.readings import Readings
@@ -110,6 +111,11 @@ def review(folder: Path, mode: str) -> int:
 def compare(folders: Sequence[Path], out: Path) -> int:
     """Sets finished runs side by side: one picture of codes, one table of scores; the status."""
     return explained(lambda: _compare(folders, out))
+
+
+def export(folder: Path, out: Path) -> int:
+    """Writes a finished run's model as files that need nothing of this package; the status."""
+    return explained(lambda: _export(folder, out))
 
 
 def explained(action: Callable[[], object]) -> int:
@@ -248,6 +254,12 @@ def _compare(folders: Sequence[Path], out: Path) -> None:
             figures.save(figures.four_panels(panels), out / "codes.png")
     print(table)
     print(f"also in {out}" + (", with the codes side by side in codes.png" if panels else ""))
+
+
+def _export(folder: Path, out: Path) -> None:
+    scores = _saved_scores(folder)
+    write_exported(load(folder), scores, out)
+    print(f"{out} holds the model; its README.md says how it is used with JAX alone")
 
 
 def _saved_scores(folder: Path) -> list[Score]:

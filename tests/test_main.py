@@ -50,7 +50,7 @@ def test_help_is_quick_and_names_every_flag(flag):
     assert outcome.returncode == 0 and outcome.stderr == ""
     for flag in ("--config FILE[:VARIANT]", "--config.FIELD=VALUE", "--workdir", "--mode", "--out"):
         assert flag in outcome.stdout
-    for mode in ("train", "eval", "figures", "compare"):
+    for mode in ("train", "eval", "figures", "export", "compare"):
         assert mode in outcome.stdout
     files = re.findall(r"--config (configs/\w+\.py)", outcome.stdout)
     assert files and all((ROOT / file).is_file() for file in files)
@@ -162,6 +162,7 @@ program.train = lambda config, folder, command, processes: print(
     config.seed, config.phases, config.data.download, folder, command, sep="; ")
 program.review = lambda folder, mode: print(folder, mode)
 program.compare = lambda folders, out: print(*folders, out)
+program.export = lambda folder, out: print(folder, out)
 sys.modules["aae_jax.program"] = program
 from absl import app
 from aae_jax import main
@@ -191,6 +192,8 @@ app.run(main.main, flags_parser=main.parse)
         (["--mode", "figures", "--workdir", "runs/x"], "runs/x figures"),
         (["--mode=compare", "--workdir=a,b/c"], "a b/c runs/comparison"),
         (["--mode=compare", "--workdir=a", "--out=d"], "a d"),
+        (["--mode=export", "--workdir=a/b"], "a/b runs/exported/b"),
+        (["--mode=export", "--workdir=a/b", "--out=d"], "a/b d"),
     ],
 )
 def test_flags_reach_the_program(arguments, asked):
