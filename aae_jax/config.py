@@ -16,6 +16,7 @@ PHASES = ("reconstruction", "regularization", "classification", "smoothness")
 OPTIMIZER_NAMES = ("autoencoder", "discriminator", "generator", "classifier", "smoothness")
 STREAMED = ("tfds", "folder")  # data sources whose training images can stay on disk
 OPTIMIZERS = ("sgd", "adam", "adamw", "rmsprop")
+_TOO_LARGE = 2**31
 # Fields that configs saved by earlier versions lack; what base() has is what those runs did.
 ADDED = (
     "encoder.channels",
@@ -274,6 +275,7 @@ def _same_fields(config: Mapping[str, Any], known: Mapping[str, Any], prefix: st
         field = f"{prefix}{name}"
         _check_known(name, known, prefix)
         if field == "paper":
+            _check_paper(value)
             continue
         if isinstance(known[name], Mapping):
             if not isinstance(value, Mapping):
@@ -284,9 +286,20 @@ def _same_fields(config: Mapping[str, Any], known: Mapping[str, Any], prefix: st
                 f"{field} is {value!r}, a {type(value).__name__}; "
                 f"allowed: {type(known[name]).__name__}"
             )
+        elif isinstance(value, int) and not -_TOO_LARGE < value < _TOO_LARGE:
+            # Neither floats nor the sizes of arrays hold every number that Python knows.
+            raise ConfigError(f"{field} is {value!r}; allowed: whole numbers below 2**31")
     for name in known:
         if name not in config:
             raise ConfigError(f"{prefix}{name} is missing; start from aae_jax.config.base()")
+
+
+def _check_paper(figures: Any) -> None:
+    if not isinstance(figures, Mapping):
+        raise ConfigError(f"paper is {figures!r}; it holds the paper's figures by score name")
+    for name, value in figures.items():
+        if not isinstance(value, str):
+            raise ConfigError(f"paper[{name!r}] is {value!r}; allowed: text, as it is printed")
 
 
 def _check_known(name: str, known: Mapping[str, Any], prefix: str) -> None:
@@ -318,11 +331,14 @@ def _number(
     text = f"more than {low:g}" if open_low else f"{low:g} or more"
     if high < math.inf:
         text = f"{low:g} (excluded) to {high:g}" if open_low else f"{low:g} to {high:g}"
-    # Comparisons refuse NaN, and take whole numbers too large for a float.
+    # Comparisons refuse NaN.
     return text, lambda v: (low < v if open_low else low <= v) and v <= high and v < math.inf
 
 
-_WIDTHS = ("a tuple of positive numbers", lambda v: all(isinstance(w, int) and w > 0 for w in v))
+_WIDTHS = (
+    "a tuple of positive numbers below 2**31",
+    lambda v: all(isinstance(w, int) and 0 < w < _TOO_LARGE for w in v),
+)
 _ACTIVATIONS = _one_of("relu", "leaky_relu", "gelu", "tanh", "softplus")
 _SHARE = ("0 to 1 (excluded)", lambda v: 0 <= v < 1)
 _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {

@@ -186,6 +186,20 @@ def test_the_papers_figures_are_free():
     validate(changed(paper={"classification error": "1.90", "anything": "2"}))
 
 
+@pytest.mark.parametrize("paper", [3, "1.90", {"error": 1.9}, {"error": None}])
+def test_figures_that_the_report_could_not_print_are_refused(paper):
+    fields = {**base().to_dict(), "paper": paper}
+    line = refusal(ConfigDict(fields))
+    assert line.startswith("paper") and "\n" not in line
+
+
+@pytest.mark.parametrize("field", ["train.epochs", "train.batch_size", "style.weight"])
+def test_numbers_that_no_array_or_float_holds_are_refused(field):
+    for number in (2**31, -(10**30), 10**400):
+        line = refusal(changed(**{field.replace(".", "__"): number}))
+        assert line == f"{field} is {number}; allowed: whole numbers below 2**31"
+
+
 # Values that are impossible by themselves
 
 OPTIMIZER_VALUES = {
@@ -194,7 +208,7 @@ OPTIMIZER_VALUES = {
     "momentum": ([0.0, 0.999], [1.0, -0.1, math.nan]),
 }
 NETWORK_VALUES = {
-    "widths": ([(1,), (3, 5, 7)], [(0,), (-1,), (10, 2.5), ("a",)]),
+    "widths": ([(1,), (3, 5, 7)], [(0,), (-1,), (10, 2.5), ("a",), (2**31,)]),
     "activation": (["relu", "leaky_relu", "gelu", "tanh", "softplus"], ["elu", "", "ReLU"]),
 }
 MATCH_VALUES = {
