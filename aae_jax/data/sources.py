@@ -24,6 +24,8 @@ from aae_jax.data.stored import PIECE, StoredImages, ahead, num_threads
 KNOWN_SPECS = "digits, tfds:NAME, idx:DIR, npz:FILE, folder:DIR"
 
 _IMAGE_MAGIC, _LABEL_MAGIC = 0x00000803, 0x00000801
+# Bytes that a byte of gzip can become.
+_MOST_UNPACKED = 1032
 # One-hot labels and a network head are made for each class: 3,000,000 "classes" are a mistake.
 _MAX_CLASSES = 65_536
 
@@ -219,15 +221,13 @@ def _idx_file(folder: Path, name: str) -> Path:
 def _read_idx(path: Path, magic: int) -> UInt8[np.ndarray, "n *shape"]:
     """The IDX format: big-endian magic (its last byte: the rank), sizes, then the bytes."""
     again = "fetch or write the file again"
+    rank = magic & 0xFF
+    start = 4 * (1 + rank)
     try:
-        content = path.read_bytes()
-        if path.suffix == ".gz":
-            content = gzip.decompress(content)
+        content = _unpacked(path, magic, start) if path.suffix == ".gz" else path.read_bytes()
     # Truncated, overwritten or no gzip at all: EOFError, BadGzipFile, zlib.error, struct.error.
     except Exception as error:
         raise DataError(f"{path}: cannot be read ({_reason(error)}); {again}") from error
-    rank = magic & 0xFF
-    start = 4 * (1 + rank)
     if len(content) < start:
         raise DataError(f"{path}: truncated, {len(content)} bytes hold no IDX header; {again}")
     found, *shape = struct.unpack(f">{1 + rank}I", content[:start])
@@ -243,6 +243,19 @@ def _read_idx(path: Path, magic: int) -> UInt8[np.ndarray, "n *shape"]:
             f"{path}: {cause}, {len(content)} bytes where the header asks for {expected}; {again}"
         )
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
+
+
+def _unpacked(path: Path, magic: int, start: int) -> bytes:
+    """A gzipped IDX file's content, but one byte only of what its header does not ask for.
+
+    A few bytes of gzip may unpack to more than the memory holds.
+    """
+    with gzip.open(path) as file:
+        header = file.read(start)
+        if len(header) < start or int.from_bytes(header[:4]) != magic:
+            return header
+        asked = math.prod(struct.unpack(f">{start // 4 - 1}I", header[4:]))
+        return header + file.read(min(asked, _MOST_UNPACKED * path.stat().st_size) + 1)
 
 
 def _npz(spec: str, path: Path) -> Source:
