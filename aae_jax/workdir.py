@@ -91,7 +91,7 @@ def read_config(workdir: Path) -> ConfigDict:
         return ConfigDict(_with_added(_with_tuples(saved, base().to_dict()))).lock()
     except FileNotFoundError as error:
         raise WorkdirError(f"{workdir} holds no run: {CONFIG} is missing") from error
-    except (OSError, ValueError, AttributeError, TypeError) as error:
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
         raise WorkdirError(f"{path} cannot be read: {error}") from error
 
 

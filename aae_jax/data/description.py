@@ -51,14 +51,14 @@ def load(path: str | Path) -> Description:
     try:
         fields = json.loads(Path(path).read_text())
         description = Description(**{**fields, "image_shape": tuple(fields["image_shape"])})
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         reason = (
             error.strerror if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
         )
         raise DataError(f"{path}: holds no description of data ({reason})") from error
     sizes = (*description.image_shape, description.num_examples)
     if (
-        not all(type(size) is int and size > 0 for size in sizes)
+        not all(type(size) is int and 0 < size < 2**31 for size in sizes)
         or len(description.image_shape) not in (1, 3)
         or type(description.num_classes) is not int
         or description.num_classes < 0

@@ -35,6 +35,7 @@ def test_data_are_described_where_ever_they_are(array_reader):
         "",
         "[]",
         "{}",
+        "[" * 100_000,
         json.dumps(DIGITS._asdict())[:-5],
         *(
             json.dumps({**DIGITS._asdict(), **change})
@@ -47,6 +48,7 @@ def test_data_are_described_where_ever_they_are(array_reader):
                 {"num_classes": -1},
                 {"num_classes": "ten"},
                 {"num_examples": 0},
+                {"num_examples": 10**400},
                 {"more": 1},
             )
         ),
