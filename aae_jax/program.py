@@ -160,6 +160,12 @@ def _explanation(error: Exception) -> object | None:
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror or error}"
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+        reason = str(error).partition("\n")[0] or "no reason given"
+        return (
+            f"the memory does not suffice ({reason}); lower train.batch_size, train.chunk_steps or "
+            "the widths of the networks"
+        )
     return None
 
 

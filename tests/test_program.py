@@ -37,6 +37,23 @@ def test_a_bad_config_leaves_no_folder_behind(tmp_path, capsys) -> None:
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("Unable to allocate 7.28 TiB for an array"),
+        jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\nMore"),
+    ],
+)
+def test_too_little_memory_is_said_in_one_line(capsys, error) -> None:
+    def grow():
+        raise error
+
+    assert program.explained(grow) == 1
+    line = capsys.readouterr().err
+    assert str(error).split("\n")[0] in line and "train.batch_size" in line
+    assert line.count("\n") == 1
+
+
 def short():
     config = base()
     for network in ("encoder", "decoder", "discriminator"):
