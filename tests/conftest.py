@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import reduce
 from operator import getitem
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -14,9 +15,12 @@ import optax
 import pytest
 from ml_collections import ConfigDict
 
+from aae_jax import checkpoints, workdir
 from aae_jax.config import base, validate
-from aae_jax.data import load
+from aae_jax.data import description, load, preprocessing
 from aae_jax.data.sources import Arrays
+from aae_jax.data.splits import Splits
+from aae_jax.experiment import build
 from aae_jax.model import LIKELIHOODS, Model, autoencoder, encoder_heads
 from aae_jax.networks import (
     MLP,
@@ -180,6 +184,39 @@ def random_weights() -> Callable[..., Any]:
     Biases are random too, and nothing is compiled.
     """
     return _random_weights
+
+
+@pytest.fixture(scope="session")
+def save_run(random_weights: Callable[..., Any]) -> Callable[..., Path]:
+    """Makes the folder of a run with random weights at step 7: (folder, config, images) -> it."""
+
+    def save(folder: Path, config: ConfigDict, images: Arrays) -> Path:
+        splits = Splits(images, images, images, np.arange(len(images.label)), 3)
+        described = description.describe(splits)
+        shape, n = described.image_shape, described.num_examples
+        experiment = build(config, image_shape=shape, num_classes=3, num_examples=n)
+        weights, stats = random_weights(experiment.model.init, 0.8)
+        state = jax.eval_shape(experiment.init, jax.random.key(0)).replace(
+            step=jnp.int32(7),
+            params=weights,
+            batch_stats=jax.tree.map(lambda leaf: leaf + 0.5, stats),
+            opt_states={},
+            key=jnp.zeros(2),
+        )
+        if state.averaged_params is not None:
+            averaged = {name: weights[name] for name in state.averaged_params}
+            state = state.replace(averaged_params=jax.tree.map(lambda leaf: leaf / 2, averaged))
+        folder.mkdir(parents=True)
+        workdir.claim(folder, config)
+        constants = preprocessing.fit(config.data.preprocessing, images.image)
+        preprocessing.save(constants, folder / workdir.PREPROCESSING)
+        description.save(described, folder / workdir.DESCRIPTION)
+        with checkpoints.open_checkpoints(folder / "checkpoints") as manager:
+            checkpoints.save(manager, 7, state)
+            checkpoints.close(manager)
+        return folder
+
+    return save
 
 
 def _random_weights(init: Callable[[jax.Array], Any], std: float = 0.3) -> Any:

@@ -11,12 +11,8 @@ import pytest
 import safetensors.numpy
 import yaml
 
-from aae_jax import checkpoints, export, files, program, report
-from aae_jax.data import description, preprocessing
-from aae_jax.data.splits import Splits
-from aae_jax.experiment import build
+from aae_jax import export, files, program, report
 from aae_jax.inference import load
-from aae_jax.workdir import DESCRIPTION, PREPROCESSING, claim
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -61,7 +57,7 @@ SCORES = [
 
 
 @pytest.fixture(scope="module")
-def saved(random_weights, narrow_config, small_images, tmp_path_factory):
+def saved(save_run, narrow_config, small_images, tmp_path_factory):
     """A finished run with random weights: kind -> (folder, model, images)."""
 
     @functools.cache
@@ -70,27 +66,8 @@ def saved(random_weights, narrow_config, small_images, tmp_path_factory):
         config = narrow_config(**fields)
         shape, dtype = ((5,), np.float32) if kind == "rows" else ((8, 8, 1), np.uint8)
         images = small_images(40, 0, shape, dtype)
-        experiment = build(config, image_shape=shape, num_classes=CLASSES, num_examples=40)
-        weights, stats = random_weights(experiment.model.init, 0.8)
-        stats = jax.tree.map(lambda leaf: leaf + 0.5, stats)
-        state = jax.eval_shape(experiment.init, jax.random.key(0)).replace(
-            step=jnp.int32(7), params=weights, batch_stats=stats, opt_states={}, key=jnp.zeros(2)
-        )
-        if state.averaged_params is not None:
-            halved = {name: weights[name] for name in state.averaged_params}
-            state = state.replace(averaged_params=jax.tree.map(lambda leaf: leaf / 2, halved))
-        folder = tmp_path_factory.mktemp("runs") / kind
-        folder.mkdir()
-        claim(folder, config)
-        preprocessing.save(
-            preprocessing.fit(config.data.preprocessing, images.image), folder / PREPROCESSING
-        )
-        splits = Splits(images, images, images, np.arange(40), CLASSES)
-        description.save(description.describe(splits), folder / DESCRIPTION)
+        folder = save_run(tmp_path_factory.mktemp("runs") / kind, config, images)
         (folder / program.SCORES).write_text(report.scores_json(SCORES))
-        with checkpoints.open_checkpoints(folder / "checkpoints") as manager:
-            checkpoints.save(manager, 7, state)
-            checkpoints.close(manager)
         # In the data's units, as the exported functions take them.
         floats = images.image / np.float32(255) if dtype == np.uint8 else images.image
         return folder, load(folder), floats
