@@ -14,7 +14,10 @@ Flags:
                            compare: several finished runs, --workdir DIR,DIR,...;
                            reproduce: train with each of --seeds, a line of RESULTS/CONFIG.csv
                            for each; record: validation scores of the run in DIR, finished or
-                           not, into RESULTS/trials/; results: fill RESULTS.md from those lines
+                           not, into RESULTS/trials/; results: fill RESULTS.md from those lines;
+                           explore: serve a page to walk in the code space of the run in DIR;
+                           page: write that page to one file, DIR/explorer.html
+  --port N                 of explore, on this machine only; default 5006
   --out DIR                where compare and export write; default runs/comparison and
                            runs/exported/NAME, the name that of the run's folder
   --seeds N,N,...          of reproduce; default 0,1,2
@@ -35,12 +38,16 @@ from ml_collections import config_flags
 
 from aae_jax import command_line
 
-MODES = ("train", "eval", "figures", "export", "compare", "reproduce", "record", "results")
+MODES = (
+    *("train", "eval", "figures", "export", "explore", "page", "compare"),
+    *("reproduce", "record", "results"),
+)
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lives.")
 _OUT = flags.DEFINE_string("out", None, "Where compare and export write.")
 _SEEDS = flags.DEFINE_list("seeds", "0,1,2", "Seeds of reproduce.")
 _RESULTS = flags.DEFINE_string("results", "results", "Where lines of CSV are kept.")
+_PORT = flags.DEFINE_integer("port", 5006, "Where explore serves.", 1, 65535)
 _MODE = flags.DEFINE_enum("mode", "train", MODES, "What to do.")
 _DISTRIBUTED = flags.DEFINE_enum("distributed", "auto", ("auto", "yes", "no"), "Several processes?")
 _COORDINATOR = flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0.")
@@ -77,6 +84,10 @@ def main(argv: Sequence[str]) -> None:
     if mode == "export":
         name = folders[0].resolve().name
         sys.exit(program.export(folders[0], Path(_OUT.value or f"runs/exported/{name}")))
+    if mode in ("explore", "page"):
+        from aae_jax import explorer
+
+        sys.exit(explorer.show(folders[0], _PORT.value if mode == "explore" else None))
     sys.exit(program.review(folders[0], mode))
 
 

@@ -31,7 +31,7 @@ from aae_jax.config import ConfigError, digest
 from aae_jax.data import DataError
 from aae_jax.evaluation.latent_space import FEWEST_CODES
 from aae_jax.export import write as write_exported
-from aae_jax.inference import Trained, load
+from aae_jax.inference import InferenceError, Trained, load
 from aae_jax.randomness import named
 from aae_jax.readings import Readings
 from aae_jax.recording import read_metrics
@@ -51,6 +51,7 @@ EXPLAINED = (
     checkpoints.CheckpointError,
     workdir.WorkdirError,
     parallel.ProcessError,
+    InferenceError,
 )
 
 
