@@ -3,10 +3,10 @@
 `--mode explore` serves the page on this machine, and the run's own `decode` answers. `--mode page`
 writes `explorer.html`, one file that holds the decoder's weights and needs nobody.
 
-Both are one Bokeh document (the extra `explore`). Of the kept libraries it is the light one that does
-both: its server refuses foreign origins, its JavaScript comes in the package, so that nothing is
-loaded from a network, and a document can be written to a file whole. What a person does is answered
-in the browser (`explorer.mjs`); the two pages differ only in who decodes.
+Both are one Bokeh document (the extra `explore`). Bokeh is the light one of the kept libraries that
+does both: its server refuses foreign origins, its JavaScript comes in the package, so that nothing
+is loaded from a network, and a document can be written to a file whole. What a person does is
+answered in the browser (`explorer.mjs`); the two pages differ only in who decodes.
 """
 
 import importlib.util

@@ -20,6 +20,7 @@ function explorer(parts, decode) {
   let label = parts.distributions && row(parts.distributions, 0)
   let values = null  // of the image that is shown
   let busy = false, again = false, frame = null
+  let reached = null  // percent of a walk
 
   // A widget that is moved here calls back, later and only with its value: what is as it should be
   // already is no wish of the person's.
@@ -28,8 +29,8 @@ function explorer(parts, decode) {
   }
 
   function show() {
-    const [x, y] = plane_of_two()
-    dot.data = {x: [style[x]], y: [style[y]]}
+    const [across, up] = plane_of_two()
+    dot.data = {x: [style[across]], y: [style[up]]}
     sliders.forEach((slider, i) => set(slider, "value", percentile(i, style[i])))
     if (labels) set(labels, "active", likeliest(label))
     request()
@@ -119,17 +120,23 @@ function explorer(parts, decode) {
       y: [from, to].map((number) => -Math.floor(number / columns) - 0.5),
       color: ["#8a94a0", "#1f2933"],
     }
-    walk.value = 100
-    walked(100)
+    reached = 100
+    set(walk, "value", 100)
+    go_along(1)
   }
 
   function paint_original(picture) {
     paint(parts.original, picture.map((value) => parts.low + value * (parts.high - parts.low)))
   }
 
-  // The straight line between two codes, and between their labels.
   function walked(percent) {
-    const u = percent / 100
+    if (percent === reached) return
+    reached = percent
+    go_along(percent / 100)
+  }
+
+  // The straight line between two codes, and between their labels.
+  function go_along(u) {
     style = mixed(row(parts.codes, from), row(parts.codes, to), u)
     if (label) label = mixed(row(parts.distributions, from), row(parts.distributions, to), u)
     show()

@@ -9,7 +9,7 @@ from aae_jax.arguments import InferenceError
 from aae_jax.experiment import build
 from aae_jax.inference import Trained
 
-# Largest difference of a brightness from 0 to 1 that the page's decoder may have from the run's, for
+# Largest difference of a brightness, from 0 to 1, of the page's decoder from the run's, for
 # networks computed in float32: half a grey level.
 TOLERANCE = 1 / 510
 _STEPS = 2**15 - 1
@@ -104,7 +104,7 @@ def _rounded(
 ) -> Layer:
     """Each unit's weights as multiples of its largest one over 2^15 - 1.
 
-    As small as float16, sixteen times finer beside a unit's largest weight, and JavaScript reads it.
+    As small as float16, sixteen times finer beside the largest weight, and JavaScript reads it.
     """
     scale = np.abs(kernel).max(axis=0) / _STEPS
     scale = np.where(scale > 0, scale, 1.0)

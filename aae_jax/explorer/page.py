@@ -128,6 +128,11 @@ def label_color(label: int) -> str:
     return UNKNOWN if label < 0 else _COLORS[label % len(_COLORS)]
 
 
+def label_marker(label: int) -> str:
+    """Shape of a class's dots."""
+    return "dot" if label < 0 else _MARKERS[label % len(_MARKERS)]
+
+
 def rgba(image: Float[np.ndarray, "h w c"]) -> UInt32[np.ndarray, "h w"]:
     """Brightness from 0 to 1 as Bokeh takes pixels."""
     channels = np.empty((*image.shape[:2], 4), np.uint8)
@@ -202,7 +207,7 @@ def _draw_codes(plot: figure, scene: Scene) -> list[GlyphRenderer]:
     layers = [
         plot.scatter(
             "z0", "z1", source=ColumnDataSource(_columns(scene.codes[scene.labels == label])),
-            marker="dot" if label < 0 else _MARKERS[label % len(_MARKERS)],
+            marker=label_marker(int(label)),
             size=12 if label < 0 else 7, color=label_color(int(label)), alpha=0.85,
             line_color=None if label >= 0 else UNKNOWN,
         )
