@@ -166,7 +166,7 @@ def _plane(scene: Scene) -> _Shown:
     plot = figure(
         name="plane", width=_PLANE + 80, height=_PLANE, tools="", toolbar_location=None,
         x_range=(center[0] - half, center[0] + half), y_range=(center[1] - half, center[1] + half),
-        outline_line_color=None, background_fill_color=None, border_fill_color=None,
+        outline_line_color=None,
     )  # fmt: skip
     for axis in (*plot.xaxis, *plot.yaxis):
         axis.axis_line_color = axis.major_tick_line_color = axis.minor_tick_line_color = None
@@ -240,12 +240,11 @@ def _columns(codes: Float[np.ndarray, "n style"]) -> dict[str, np.ndarray]:
     return {f"z{number}": column for number, column in enumerate(codes.T.astype(np.float32))}
 
 
-def _bare(width: int, height: int, columns: float, rows: float, name: str) -> figure:
+def _bare(width: int, height: int, columns: int, rows: int, name: str) -> figure:
     """A figure of images alone: no axes, no tools, pixels from the top left."""
     plot = figure(
         name=name, width=width, height=height, tools="", toolbar_location=None, min_border=0,
-        x_range=(0, columns), y_range=(-rows, 0), outline_line_color=None, border_fill_color=None,
-        background_fill_color=None,
+        x_range=(0, columns), y_range=(-rows, 0), outline_line_color=None,
     )  # fmt: skip
     plot.axis.visible = plot.grid.visible = False
     return plot

@@ -131,9 +131,8 @@ def outline_of(samples: Float[np.ndarray, "n 2"]) -> Outline:
     """The outline of what the samples are drawn from, by a smoothed histogram."""
     low, high = samples.min(axis=0), samples.max(axis=0)
     margin = 0.1 * (high - low)
-    density, x, y = np.histogram2d(
-        *samples.T, bins=_BINS, range=np.stack([low - margin, high + margin], axis=1)
-    )
+    ends = np.stack([low - margin, high + margin], axis=1).tolist()
+    density, x, y = np.histogram2d(samples[:, 0], samples[:, 1], bins=_BINS, range=ends)
     density = gaussian_filter(density.T, 2.0)
     heights = np.sort(density, axis=None)[::-1]
     level = heights[np.searchsorted(np.cumsum(heights), _INSIDE * heights.sum())]
