@@ -276,7 +276,7 @@ def test_a_folder_that_is_there_is_left_alone(saved, exported, capsys, tmp_path)
     refusal(capsys, program.export(saved("rows")[0], tmp_path / "empty"))
 
 
-def test_a_folder_that_is_made_meanwhile_is_left_alone(saved, tmp_path, monkeypatch):
+def test_a_folder_that_is_made_meanwhile_is_left_alone(tmp_path, monkeypatch):
     out = tmp_path / "out"
     whole = files.write_whole
 
@@ -295,6 +295,7 @@ def test_a_folder_that_cannot_be_written_is_not_there(saved, tmp_path, capsys, m
     whole = files.write_whole
 
     def full(path, content):
+        assert not (tmp_path / "deep" / "out").exists(), "half a folder is seen"
         if path.name == export.CARD:
             raise OSError(28, "No space left on device", str(path))
         whole(path, content)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from aae_jax import config, train, workdir
+from aae_jax.inference import load
 
 # Several folders in one process, as most of a process's time goes into starting it.
 GO_ON = """
@@ -128,6 +129,24 @@ def test_a_full_disk(system, tmp_path) -> None:
         settled = train.prepare(workdir.read_config(run))
         state, _ = train.restore(settled, run)
         assert int(state.step) == step > 0
+
+
+def test_a_read_only_folder_is_named_and_can_be_loaded(
+    system, save_run, narrow_config, small_images, tmp_path
+) -> None:
+    with mounted(tmp_path / "disk", "size=4m") as own_disk:
+        if not own_disk:
+            pytest.skip("this user may not mount a file system")
+        run = save_run(tmp_path / "disk" / "run", narrow_config(), small_images(20, 0))
+        before = system.contents(run)
+        subprocess.run(["mount", "-o", "remount,ro", str(tmp_path / "disk")], check=True)
+        with (
+            pytest.raises(workdir.WorkdirError, match=r"cannot write to .*Read-only.*--workdir"),
+            workdir.locked(run),
+        ):
+            pass
+        assert load(run).step == 7
+        assert system.contents(run) == before
 
 
 def test_folders_that_cannot_be_used(system, tmp_path) -> None:
