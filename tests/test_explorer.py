@@ -570,7 +570,7 @@ def test_a_served_page_in_a_browser(visit, shown, served):
     assert slid["style"][:2] == switched["style"][:2] and slid["style"][2] > switched["style"][2]
     agrees(slid, model, 1e-6)
 
-    tab.get_by_label("Across").select_option("2")
+    tab.get_by_label("Across").select_option(label="Dimension 3")
     tab.mouse.click(*place(tab, "plane", 0.2, 0.5))
     turned = settled(tab)
     assert turned["style"][0] == slid["style"][0] and turned["style"][2] < slid["style"][2]
