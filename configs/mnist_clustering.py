@@ -42,5 +42,5 @@ def get_config(variant: str = "16") -> ConfigDict:
             ]
         }
     if variant.endswith("/best"):
-        use_smoothness(config, start=30.0, cut=36.0, end=40.0)
+        use_smoothness(config, start=20.0, cut=28.0, end=32.0)
     return config
