@@ -8,10 +8,21 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from aae_jax.estimators import AAEClassifier, AAEClusterer, AAETransformer
     from aae_jax.inference import Codes, InferenceError, Trained, load
     from aae_jax.program import fit
 
-__all__ = ["Codes", "InferenceError", "Trained", "fit", "load"]
+__all__ = [
+    "AAEClassifier",
+    "AAEClusterer",
+    "AAETransformer",
+    "Codes",
+    "InferenceError",
+    "Trained",
+    "fit",
+    "load",
+]
+_ESTIMATORS = ("AAEClassifier", "AAEClusterer", "AAETransformer")
 
 
 def __getattr__(name: str) -> Any:
@@ -19,5 +30,5 @@ def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     # What trains needs more, TensorFlow's writers among it, than what is trained.
-    module = "program" if name == "fit" else "inference"
+    module = "program" if name == "fit" else "estimators" if name in _ESTIMATORS else "inference"
     return getattr(importlib.import_module(f"aae_jax.{module}"), name)

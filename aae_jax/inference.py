@@ -118,6 +118,11 @@ class Trained(NamedTuple):
     coder: Coder
     weights: Weights
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Functions do not pickle; what they are made of does."""
+        values = (self.config, self.data, self.preprocessing, jax.device_get(self.weights))
+        return trained, (*values, self.step)
+
 
 def load(workdir: str | os.PathLike[str], checkpoint: str = "newest") -> Trained:
     """Loads a run; its folder is only read, also while it is training.
@@ -154,14 +159,17 @@ def load(workdir: str | os.PathLike[str], checkpoint: str = "newest") -> Trained
             f"{folder / PREPROCESSING}: constants {list(constants.shift.shape)} do not fit images "
             f"{list(data.image_shape)} ({DESCRIPTION})"
         )
-    experiment = build(
+    state = _restore(_experiment(config, data), folder, checkpoint)
+    return trained(config, data, constants, weights_of(state), state.step)
+
+
+def _experiment(config: ConfigDict, data: Description) -> Experiment:
+    return build(
         config,
         image_shape=data.image_shape,
         num_classes=data.num_classes,
         num_examples=data.num_examples,
     )
-    state = _restore(experiment, folder, checkpoint)
-    return _trained(config, experiment, data, constants, state)
 
 
 def shown(data: Description, image: Float[Array, "n ..."]) -> Float[Array, "n ..."]:
@@ -198,15 +206,21 @@ def _best_first(folder: Path) -> Callable[[list[int]], list[int]]:
     return order
 
 
-def _trained(
-    config: ConfigDict,
-    experiment: Experiment,
-    data: Description,
-    constants: Preprocessing,
-    state: TrainState,
+def trained(
+    config: ConfigDict, data: Description, constants: Preprocessing, weights: Weights, step: int
 ) -> Trained:
+    """A trained model of its values, as training or `load` has them; see `Trained`.
+
+    Args:
+        config: the run's, validated.
+        data: shape and type of its images.
+        constants: its preprocessing.
+        weights: to evaluate; see `aae_jax.coding.weights_of`.
+        step: that they are of.
+    """
+    experiment = _experiment(config, data)
     model, prior, label_prior = experiment.model, experiment.style_prior, experiment.label_prior
-    parts, weights = coder(model, constants), weights_of(state)
+    parts = coder(model, constants)
     takes_label, infers_label = model.layout != "style", label_prior is not None
     given_label = takes_label and not infers_label
     labels = "classes" if experiment.knows_classes or given_label else "clusters"
@@ -350,7 +364,7 @@ def _trained(
         preprocessing=constants,
         config=config,
         data=data,
-        step=state.step,
+        step=step,
         coder=parts,
         weights=weights,
     )

@@ -1,6 +1,7 @@
 """The loop: the only place where step, data, checkpoints, recording and evaluation meet."""
 
 import contextlib
+import functools
 import itertools
 import math
 import signal
@@ -14,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
-from ml_collections import ConfigDict
+from jax.sharding import Mesh
+from ml_collections import ConfigDict, FrozenConfigDict
 
 from aae_jax import checkpoints, feed, parallel
 from aae_jax.config import ConfigError, validate
@@ -23,7 +25,7 @@ from aae_jax.data.sources import Arrays, Stored
 from aae_jax.experiment import Experiment, build
 from aae_jax.recording import Console, Recorder, recording
 from aae_jax.state import TrainState
-from aae_jax.step import Rows, chunk
+from aae_jax.step import Rows, Step, chunk
 from aae_jax.validation import validator
 from aae_jax.workdir import DESCRIPTION, PREPROCESSING
 
@@ -52,7 +54,7 @@ class Run(NamedTuple):
     splits: splits.Splits
     train_labels: np.ndarray
     preprocessing: preprocessing.Preprocessing
-    mesh: jax.sharding.Mesh
+    mesh: Mesh
 
 
 class Outcome(NamedTuple):
@@ -69,8 +71,17 @@ class Outcome(NamedTuple):
     seconds: float
 
 
-def prepare(config: ConfigDict, devices: list[jax.Device] | None = None) -> Run:
+def prepare(
+    config: ConfigDict,
+    devices: list[jax.Device] | None = None,
+    source: sources.Source | None = None,
+) -> Run:
     """Reads the data and builds the experiment; nothing is compiled and nothing written.
+
+    Args:
+        config: of the run.
+        devices: to train on; all by default.
+        source: the data, if they are in memory already; else the config says where they are.
 
     Raises:
         ConfigError, SpecError, DataError: what is wrong, in one line.
@@ -80,7 +91,8 @@ def prepare(config: ConfigDict, devices: list[jax.Device] | None = None) -> Run:
     _check_divisible(config, mesh.size)
     _check_streaming(config)
     data = config.data
-    source = sources.load(data.source, data.download, data.data_dir or None, data.streaming)
+    if source is None:
+        source = sources.load(data.source, data.download, data.data_dir or None, data.streaming)
     parts = splits.split(source, config.data.validation, config.data.labels, config.seed)
     if "classification" in config.phases and not len(parts.labelled):
         raise ConfigError(f"the phase classification needs labels; {source.name} has none")
@@ -96,23 +108,43 @@ def prepare(config: ConfigDict, devices: list[jax.Device] | None = None) -> Run:
         )
     if config.decoder.output != "linear" and isinstance(parts.train, Arrays):
         _check_unit_range(config, parts.train.image)
-    experiment = build(
-        config,
-        image_shape=parts.train.image.shape[1:],
-        num_classes=parts.num_classes,
-        num_examples=len(parts.train.image),
-        collective=parallel.collective(mesh),
-    )
+    experiment = _experiment(config, description.describe(parts), mesh)
     constants = preprocessing.fit(config.data.preprocessing, parts.train.image)
     every_label = splits.split(source, config.data.validation, -1, config.seed).train.label
     return Run(config, experiment, parts, every_label, constants, mesh)
 
 
-def train(run: Run, workdir: Path, say: Callable[[str], None] | None = None) -> Outcome:
+def _experiment(config: ConfigDict, data: description.Description, mesh: Mesh) -> Experiment:
+    """The experiment, the very same one for data of the same shape: code is compiled once for it.
+
+    Cross-validation, for one, trains many times.
+    """
+    shared = config.copy_and_resolve_references()
+    shared.seed, shared.data.source = 0, ""
+    return _built(FrozenConfigDict(shared), data, mesh)
+
+
+# An entry keeps compiled code alive, some megabytes.
+@functools.lru_cache(maxsize=8)
+def _built(config: FrozenConfigDict, data: description.Description, mesh: Mesh) -> Experiment:
+    return build(
+        config,
+        image_shape=data.image_shape,
+        num_classes=data.num_classes,
+        num_examples=data.num_examples,
+        collective=parallel.collective(mesh),
+    )
+
+
+def train(
+    run: Run, workdir: Path, say: Callable[[str], None] | None = None, record: bool = True
+) -> Outcome:
     """Trains from the newest good checkpoint of the folder, or from the start.
 
     The folder must be locked and claimed (see `aae_jax.workdir`). Of several processes all must
-    call this, with the same folder; the state returned is on this process's devices.
+    call this, with the same folder; the state returned is on this process's devices. Without
+    `record`, checkpoints are all that is written: no metrics, no events, no progress, and no
+    validation scores.
 
     Raises:
         TrainingError: a loss is not finite.
@@ -130,7 +162,7 @@ def train(run: Run, workdir: Path, say: Callable[[str], None] | None = None) -> 
             return Outcome(parallel.own(state, run.mesh), True, seconds)
         with (
             termination() as terminated,
-            _recorder(run, workdir, state, console) as recorder,
+            _recorder(run, workdir, state, console, record) as recorder,
             contextlib.closing(chunks_from(run, int(state.step))) as chunks,
         ):
             outcome = _loop(run, state, chunks, manager, recorder, terminated, seconds)
@@ -146,10 +178,10 @@ def train(run: Run, workdir: Path, say: Callable[[str], None] | None = None) -> 
 
 @contextlib.contextmanager
 def _recorder(
-    run: Run, workdir: Path, state: TrainState, console: Console
+    run: Run, workdir: Path, state: TrainState, console: Console, record: bool
 ) -> Iterator[Recorder | None]:
     """Process 0's recorder; the others record nothing."""
-    if not parallel.is_first():
+    if not record or not parallel.is_first():
         yield None
         return
     with recording(workdir, int(state.step), console) as recorder:
@@ -293,12 +325,21 @@ def _loop(
 
 def mapped_chunk(run: Run) -> parallel.Chunk:
     """The chunk of steps on the run's devices: (state, examples, rows) -> (state, metrics)."""
-    one_device = chunk(
-        run.experiment.step,
-        lambda image: preprocessing.normalize(run.preprocessing, image),
-        parallel.collective(run.mesh),
-    )
-    return parallel.map_chunk(one_device, run.mesh, run.config.train.parallel)
+    normalize = _unit
+    if run.splits.train.image.dtype == np.uint8 and run.config.data.preprocessing != "unit":
+        normalize = functools.partial(preprocessing.normalize, run.preprocessing)
+    return _mapped(run.experiment.step, normalize, run.mesh, run.config.train.parallel)
+
+
+def _unit(image: jax.Array) -> jax.Array:
+    return preprocessing.normalize(preprocessing.UNIT, image)
+
+
+@functools.lru_cache(maxsize=8)
+def _mapped(
+    step: Step, normalize: Callable[[jax.Array], jax.Array], mesh: Mesh, mode: str
+) -> parallel.Chunk:
+    return parallel.map_chunk(chunk(step, normalize, parallel.collective(mesh)), mesh, mode)
 
 
 def chunks_from(run: Run, step: int) -> feed.Feed:
@@ -312,6 +353,11 @@ def chunks_from(run: Run, step: int) -> feed.Feed:
 
     if isinstance(train, Stored):
         return feed.streamed(train, starts, draw, run.mesh, mode)
+    if train.image.dtype != np.uint8:
+        # Once and for all, and not in the chunk, whose code would then be for these constants.
+        train = train._replace(
+            image=np.asarray(preprocessing.normalize(run.preprocessing, train.image))
+        )
     return feed.in_memory(train, starts, draw, run.mesh, mode)
 
 

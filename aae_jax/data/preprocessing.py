@@ -34,6 +34,9 @@ class Preprocessing(NamedTuple):
     scale: Float32[np.ndarray | Array, "*shape"]
 
 
+UNIT = Preprocessing(np.zeros((), np.float32), np.ones((), np.float32))
+
+
 def normalize(
     p: Preprocessing,
     image: UInt8[np.ndarray | Array, "*batch"] | Float[np.ndarray | Array, "*batch"],
@@ -92,7 +95,7 @@ def fit(
     if train_images.size == 0:
         raise ValueError("preprocessing needs at least one training image")
     if name == "unit":
-        return Preprocessing(np.zeros((), np.float32), np.ones((), np.float32))
+        return UNIT
     mean, std = _mean_and_std(train_images, per_pixel=name == "standardize_pixels")
     smallest = _GREY_LEVEL if train_images.dtype == np.uint8 else _ROUNDING * np.abs(mean)
     std = np.where(std <= smallest, 1.0, std)

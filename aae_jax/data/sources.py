@@ -135,7 +135,28 @@ def load(
         return _npz(spec, _path(place))
     if place and kind == "folder":
         return _folder(spec, _path(place), streaming)
+    if place and kind == "arrays":
+        raise DataError(
+            f"{spec}: these arrays were given to `fit`, and are kept nowhere; fit again, or write "
+            "them to npz:FILE and train on that"
+        )
     raise DataError(f"unknown data set {spec!r}: known are {KNOWN_SPECS}")
+
+
+def of_arrays(name: str, image: np.ndarray, label: np.ndarray, num_classes: int) -> Source:
+    """A source of training data that are in memory already; it has no validation or test images.
+
+    Args:
+      name: to be called by, as in messages.
+      image, label: as in an .npz file (see `load`).
+      num_classes: of the labels 0..num_classes-1.
+
+    Raises:
+      DataError: the arrays cannot be used.
+    """
+    train = _checked(image, label, f"{name}: images", f"{name}: labels")
+    assert isinstance(train, Arrays)
+    return Source(name, train, None, Arrays(train.image[:0], train.label[:0]), num_classes)
 
 
 def read_npz(
