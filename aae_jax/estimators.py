@@ -19,7 +19,7 @@ import hashlib
 import math
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -63,17 +63,18 @@ class _Estimator(BaseEstimator):
     model_: Trained
     image_shape_: tuple[int, ...]
 
+    # Any, as scikit-learn wants nothing checked before fit.
     def __init__(
         self,
         *,
-        prior: str | None = None,
-        style_dim: int = 5,
-        widths: Sequence[int] = (64, 64),
-        steps: int = 2000,
-        batch_size: int = 100,
-        random_state: int | np.random.RandomState | None = None,
-        config: Mapping[str, Any] | None = None,
-        workdir: str | os.PathLike[str] | None = None,
+        prior: Any = None,
+        style_dim: Any = 5,
+        widths: Any = (64, 64),
+        steps: Any = 2000,
+        batch_size: Any = 100,
+        random_state: Any = None,
+        config: Any = None,
+        workdir: Any = None,
     ) -> None:
         self.prior = prior
         self.style_dim = style_dim
@@ -215,7 +216,8 @@ class AAEClassifier(ClassifierMixin, _Estimator):
 
     def predict_proba(self, X: Any) -> Float[np.ndarray, "n classes"]:
         """q(y|x) of each row, in the order of `classes_`."""
-        return self.model_.classify(self._new(X))
+        X = self._new(X)
+        return self.model_.classify(X)
 
     def predict(self, X: Any) -> Shaped[np.ndarray, "n"]:
         """The likeliest class of each row."""
@@ -233,8 +235,9 @@ class AAEClassifier(ClassifierMixin, _Estimator):
 class AAEClusterer(ClusterMixin, _Estimator):
     """Clusters rows without labels (section 6 of the paper).
 
-    The encoder infers a cluster and a style of each row, and an adversary makes the clusters look
-    like a choice among `n_clusters` that are equally frequent. Some may stay empty.
+    The encoder infers a cluster and a style of each row, and the decoder needs both. Clusters are
+    made certain and equally frequent by their mutual information with the row, in the place of the
+    paper's adversary, which holds short runs to their first mistakes. Some may stay empty.
 
     Args:
         n_clusters: how many at most, 2 or more.
@@ -250,16 +253,16 @@ class AAEClusterer(ClusterMixin, _Estimator):
 
     def __init__(
         self,
-        n_clusters: int = 8,
+        n_clusters: Any = 8,
         *,
-        prior: str | None = None,
-        style_dim: int = 5,
-        widths: Sequence[int] = (64, 64),
-        steps: int = 2000,
-        batch_size: int = 100,
-        random_state: int | np.random.RandomState | None = None,
-        config: Mapping[str, Any] | None = None,
-        workdir: str | os.PathLike[str] | None = None,
+        prior: Any = None,
+        style_dim: Any = 5,
+        widths: Any = (64, 64),
+        steps: Any = 2000,
+        batch_size: Any = 100,
+        random_state: Any = None,
+        config: Any = None,
+        workdir: Any = None,
     ) -> None:
         """See the class."""
         super().__init__(
@@ -286,12 +289,13 @@ class AAEClusterer(ClusterMixin, _Estimator):
         config.model.labels = self.n_clusters
         config.model.layout = "style_and_inferred_label"
         config.label.prior = f"categorical({self.n_clusters})"
-        config.label.divergence = "gan()"
+        config.label.divergence = "mutual_information()"
         config.encoder.batch_norm = config.encoder.head_batch_norm = True
 
     def predict(self, X: Any) -> Int[np.ndarray, "n"]:
         """The likeliest cluster of each row, 0 to n_clusters - 1."""
-        return self.model_.cluster(self._new(X))
+        X = self._new(X)
+        return self.model_.cluster(X)
 
 
 class AAETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, _Estimator):
@@ -313,7 +317,8 @@ class AAETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, _Estimat
 
     def transform(self, X: Any) -> Float[np.ndarray, "n style"]:
         """Codes of rows."""
-        return self.model_.encode(self._new(X)).style
+        X = self._new(X)
+        return self.model_.encode(X).style
 
     def inverse_transform(self, X: Any) -> Float[np.ndarray, "n ..."]:
         """Rows of codes [n, style_dim], in the units of the training rows (uint8 as 0..1)."""
