@@ -69,7 +69,7 @@ class _Estimator(BaseEstimator):
         *,
         prior: Any = None,
         style_dim: Any = 5,
-        widths: Any = (64, 64),
+        widths: Any = (128, 128),
         steps: Any = 2000,
         batch_size: Any = 100,
         random_state: Any = None,
@@ -124,7 +124,6 @@ class _Estimator(BaseEstimator):
         self._recipe(config, label)
         for field, value in (self.config or {}).items():
             check_field(field)
-            value = tuple(value) if isinstance(value, list) else value
             config.update_from_flattened_dict({field: value})
         return config
 
@@ -240,7 +239,7 @@ class AAEClusterer(ClusterMixin, _Estimator):
     paper's adversary, which holds short runs to their first mistakes. Some may stay empty.
 
     Args:
-        n_clusters: how many at most, 2 or more.
+        n_clusters: how many at most.
         prior, style_dim, widths, steps, batch_size, random_state, config, workdir: see
             `AAEClassifier`.
 
@@ -257,7 +256,7 @@ class AAEClusterer(ClusterMixin, _Estimator):
         *,
         prior: Any = None,
         style_dim: Any = 5,
-        widths: Any = (64, 64),
+        widths: Any = (128, 128),
         steps: Any = 2000,
         batch_size: Any = 100,
         random_state: Any = None,
@@ -279,7 +278,7 @@ class AAEClusterer(ClusterMixin, _Estimator):
 
     def fit(self, X: Any, y: Any = None) -> "AAEClusterer":
         """Trains on X [n, ...]; y is not looked at. Raises what `AAEClassifier.fit` does."""
-        check_whole(self.n_clusters, "n_clusters", 2)
+        check_whole(self.n_clusters, "n_clusters", 1)
         X = self._checked(X, ensure_min_samples=2)
         self._train(X, np.full(len(X), -1, np.int32), 0)
         self.labels_ = self.predict(X)

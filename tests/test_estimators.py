@@ -248,8 +248,8 @@ def test_rows_of_another_shape_are_refused(classifier, transformer, images):
         transformer.transform(images[0][:, :, :5])
     with pytest.raises(ValueError, match=r"style: .* expected float \[n, 2\]"):
         transformer.inverse_transform(np.zeros((3, 4)))
-    with pytest.raises(ValueError, match="n_clusters is 1; allowed: a whole number, 2 or more"):
-        clusterer(n_clusters=1).fit(X)
+    with pytest.raises(ValueError, match="n_clusters is 0; allowed: a whole number, 1 or more"):
+        clusterer(n_clusters=0).fit(X)
 
 
 def test_arrays_are_no_source_for_the_command_line():
