@@ -247,6 +247,7 @@ VALUES = {
     "train.labelled_batch_size": ([1], [0, -1]),
     "train.chunk_steps": ([1], [0, -1]),
     "train.smoothness_radius": ([0.1], [0.0, -1.0, math.nan]),
+    "train.smoothness_start": ([0.0, 40.0], [-1.0, math.nan, math.inf]),
     "train.averaging": ([0.0, 0.999], [1.0, -0.1]),
     "train.parallel": (["pmap", "shard_map"], ["xmap", ""]),
     "train.compute_dtype": (["float32", "bfloat16"], ["float16", "float64", ""]),
@@ -366,6 +367,15 @@ CONTRADICTIONS = {
         {**HEADS, "penalties__heads_apart": 1.0, "cluster_heads__eta": 0.0},
         {"cluster_heads__eta": 1.0},
         ["penalties.heads_apart", "cluster_heads.eta"],
+    ),
+    "smoothness that begins when the run is over": (
+        {
+            **INFERRED,
+            "phases": ("reconstruction", "regularization", "smoothness"),
+            "train__smoothness_start": 100.0,
+        },
+        {"train__epochs": 101.0},
+        ["train.smoothness_start", "100", "train.epochs"],
     ),
     "a fitted prior beside a matched one": (
         {"evaluation__fitted_prior": True},
