@@ -86,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--validation", action="store_true")
     parser.add_argument("--tables", default=",".join(TABLES))
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--only", default="", help="one classifier")
     parser.add_argument("--config", type=json.loads, default={}, help="fields, as JSON")
     options = parser.parse_args(arguments)
