@@ -140,6 +140,8 @@ def _clusters(readings: Readings, logits: np.ndarray) -> Drawing:
     style = np.zeros((num_clusters, readings.experiment.model.style_dim), np.float32)
     heads = readings.shown(readings.decode(style, np.arange(num_clusters)))
     counts = np.bincount(assigned, minlength=num_clusters)
+    if names is not None:
+        names = np.where(counts > 0, names, -1)
     figure = figures.cluster_heads(heads, members, counts, names, valid)
     return Drawing("clusters", "Each cluster's head (style 0), then test images in it.", figure)
 

@@ -7,8 +7,9 @@
 
 Appendix A.3 with layers of 1000 units instead of 3000 and fewer epochs than its 1500. Seen after 20
 epochs with 16 clusters, seed 0: 33.5 % error by the paper's rule, 29.8 % by majority vote. The
-recipe "best" smooths the label head (aae_jax.phases.smoothness); 15 epochs, seed 0: 27.0 %, 20.5 %
-by majority vote. How the clusters cut fours and nines differs much from run to run.
+recipe "best" has layers of 500 units, and smooths the label head (aae_jax.phases.smoothness) from
+epoch 20 on; after 32 epochs, 18 minutes on a CPU core, seed 0: 12.7 %, 11.2 % by majority vote.
+What is left are fours and nines, which clusters part by slant.
 """
 
 from ml_collections import ConfigDict
