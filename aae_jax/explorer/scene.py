@@ -132,10 +132,11 @@ def outline_of(samples: Float[np.ndarray, "n 2"]) -> Outline:
     low, high = samples.min(axis=0), samples.max(axis=0)
     margin = 0.1 * (high - low)
     ends = np.stack([low - margin, high + margin], axis=1).tolist()
-    density, x, y = np.histogram2d(samples[:, 0], samples[:, 1], bins=_BINS, range=ends)
-    density = gaussian_filter(density.T, 2.0)
-    heights = np.sort(density, axis=None)[::-1]
-    level = heights[np.searchsorted(np.cumsum(heights), _INSIDE * heights.sum())]
+    counts, x, y = np.histogram2d(samples[:, 0], samples[:, 1], bins=_BINS, range=ends)
+    density = gaussian_filter(counts.T, 2.0)
+    order = np.argsort(-density, axis=None)
+    held = np.cumsum(counts.T.ravel()[order])
+    level = density.ravel()[order][np.searchsorted(held, _INSIDE * held[-1])]
     return Outline((x[1:] + x[:-1]) / 2, (y[1:] + y[:-1]) / 2, density, float(level))
 
 
