@@ -64,6 +64,7 @@ def saved(random_weights, narrow_config, tmp_path_factory):
         config = narrow_config(**fields)
         run = prepare(config)
         weights, stats = random_weights(run.experiment.model.init, 0.8)
+        stats = jax.tree.map(lambda x: x + 0.5, stats)
         state = jax.eval_shape(run.experiment.init, jax.random.key(0)).replace(
             step=jax.numpy.int32(7),
             params=weights,
