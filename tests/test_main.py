@@ -164,6 +164,9 @@ program.review = lambda folder, mode: print(folder, mode)
 program.compare = lambda folders, out: print(*folders, out)
 program.export = lambda folder, out: print(folder, out)
 sys.modules["aae_jax.program"] = program
+explorer = types.ModuleType("aae_jax.explorer")
+explorer.show = lambda folder, port: print(folder, port)
+sys.modules["aae_jax.explorer"] = explorer
 from absl import app
 from aae_jax import main
 app.run(main.main, flags_parser=main.parse)
@@ -194,6 +197,8 @@ app.run(main.main, flags_parser=main.parse)
         (["--mode=compare", "--workdir=a", "--out=d"], "a d"),
         (["--mode=export", "--workdir=a/b"], "a/b runs/exported/b"),
         (["--mode=export", "--workdir=a/b", "--out=d"], "a/b d"),
+        (["--mode=explore", "--workdir=runs/x", "--port=7000"], "runs/x 7000"),
+        (["--mode=page", "--workdir=runs/x"], "runs/x None"),
     ],
 )
 def test_flags_reach_the_program(arguments, asked):
