@@ -346,13 +346,20 @@ def test_a_server_is_on_this_machine_alone(served):
             socket.create_connection((other, served), timeout=30)
 
 
-def handshake(port, origin):
+@pytest.fixture
+def token(served):
+    """What a page is given to open its websocket with."""
+    html = urlopen(f"http://127.0.0.1:{served}/", timeout=60).read().decode()
+    return re.search(r'"token":"([^"]+)"', html)[1]
+
+
+def handshake(port, token, origin):
     """The status of a websocket's handshake."""
 
     async def open_socket():
         request = HTTPRequest(f"ws://127.0.0.1:{port}/ws", headers={"Origin": origin})
         try:
-            await websocket_connect(request, subprotocols=["bokeh", token_of(port)])
+            await websocket_connect(request, subprotocols=["bokeh", token])
         except HTTPClientError as error:
             return error.code
         return 101
@@ -360,21 +367,16 @@ def handshake(port, origin):
     return asyncio.run(open_socket())
 
 
-def token_of(port):
-    html = urlopen(f"http://127.0.0.1:{port}/", timeout=60).read().decode()
-    return re.search(r'"token":"([^"]+)"', html)[1]
-
-
-def test_a_page_from_elsewhere_is_refused(served):
-    assert handshake(served, f"http://127.0.0.1:{served}") == 101
-    assert handshake(served, f"http://localhost:{served}") == 101
+def test_a_page_from_elsewhere_is_refused(served, token):
+    assert handshake(served, token, f"http://127.0.0.1:{served}") == 101
+    assert handshake(served, token, f"http://localhost:{served}") == 101
     for origin in (
         "http://evil.example",
         f"http://evil.example:{served}",
         "http://localhost:1",
         "null",
     ):
-        assert handshake(served, origin) == 403
+        assert handshake(served, token, origin) == 403
 
 
 def test_a_page_with_a_foreign_name_holds_no_data(served, shown):
@@ -384,7 +386,7 @@ def test_a_page_with_a_foreign_name_holds_no_data(served, shown):
     assert len(html) < 20_000 and "__ndarray__" not in html
 
 
-def test_oversize_input_is_refused(served):
+def test_oversize_input_is_refused(served, token):
     request = Request(f"http://127.0.0.1:{served}/", data=b"x" * (server.MOST_BYTES + 1))
     with pytest.raises(OSError):
         urlopen(request, timeout=60)
@@ -392,7 +394,8 @@ def test_oversize_input_is_refused(served):
     async def closes(length):
         """Whether the server hangs up on the first part of a message with so long a header."""
         request = HTTPRequest(f"ws://127.0.0.1:{served}/ws")
-        connection = await websocket_connect(request, subprotocols=["bokeh", token_of(served)])
+        connection = await websocket_connect(request, subprotocols=["bokeh", token])
+        await connection.read_message()  # the greeting's first part: the server listens
         header = {"msgid": "1", "msgtype": "PULL-DOC-REQ", "more": "x" * length}
         await connection.write_message(json.dumps(header))
         try:
