@@ -13,8 +13,8 @@ Appendix A.2.1 with a shorter schedule: the paper trains for 5000 epochs and div
 
 Seen after 20 epochs with 100 labels: 5.82 % error with seed 0, 7.67 % with seed 1. The recipe
 "best" has layers of 500 units, and smooths the label head (aae_jax.phases.smoothness) from epoch 40
-on; after 50 epochs, 25 minutes on a CPU core: 5.70, 2.10 and 4.76 % with the seeds 0, 1 and 2. Where
-nines had not been told from fours by epoch 40 they stayed so. RESULTS.md has more.
+on; after 50 epochs, 25 minutes on a CPU core: 5.70, 2.10 and 4.76 % with the seeds 0, 1 and 2.
+Nines that had not been told from fours by epoch 40 stayed so. RESULTS.md has more.
 """
 
 from ml_collections import ConfigDict
