@@ -77,7 +77,11 @@ COMPUTED = (
 )
 STARTS: list[dict[str, Any]] = [
     {},
-    {"model.labels": CLASSES, "model.layout": "style_and_inferred_label"},
+    {
+        "model.labels": CLASSES,
+        "model.layout": "style_and_inferred_label",
+        "label.prior": f"categorical({CLASSES})",
+    },
     {"model.posterior": "gaussian", "penalties.kl": 1.0},
     {"phases": ("reconstruction",), "style.divergence": ""},
 ]
