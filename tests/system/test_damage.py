@@ -108,7 +108,7 @@ def mounted(folder: Path, options: str) -> Iterator[bool]:
 
 def without_tensorflows_lines(ended):
     """What TensorFlow's event files log goes past every setting for quiet."""
-    own = re.compile(r"WARNING: All log messages before absl|[IWEF]\d{4} .*(events|writer)")
+    own = re.compile(r"WARNING: All log messages before absl|[IWEF]\d{4} .*(events|writer)|\t")
     kept = [line for line in ended.err.splitlines() if not own.match(line)]
     return ended._replace(err="\n".join(kept))
 
