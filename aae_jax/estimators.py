@@ -250,6 +250,7 @@ class AAEClusterer(ClusterMixin, _Estimator):
 
     labels_: Int[np.ndarray, "n"]
 
+    # All written out again, as scikit-learn reads a class's parameters off its own signature.
     def __init__(
         self,
         n_clusters: Any = 8,
