@@ -249,8 +249,12 @@ def check_field(field: str) -> None:
 
 
 def digest(config: ConfigDict) -> str:
-    """A short fingerprint of the config, for result tables."""
-    return hashlib.sha256(config.to_json(sort_keys=True).encode()).hexdigest()[:12]
+    """A short fingerprint of the config, for result tables.
+
+    Of what differs from base(), so that a field which is added later changes no fingerprint.
+    """
+    text = "\n".join(differences(base().to_dict(), config.to_dict()))
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:

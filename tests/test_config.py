@@ -475,6 +475,17 @@ def test_the_fingerprint_changes_with_every_field_and_with_nothing_else():
     assert len({digest(base()), *digests}) == len(LEAVES) + 1
 
 
+def test_the_fingerprint_outlives_fields_that_are_added_later(monkeypatch):
+    def later(seed):
+        config = changed(seed=seed)
+        config.data.new_field = 1.0
+        return config
+
+    earlier = digest(changed(seed=3))
+    monkeypatch.setattr(config_module, "base", lambda: later(0))
+    assert digest(later(3)) == earlier
+
+
 def test_differences_name_each_field_with_both_values():
     old = {"a": {"b": 1, "c": (1, 2), "gone": "x"}, "same": 3, "kind": 1}
     new = {"a": {"b": 2, "c": [1, 2], "new": None}, "same": 3, "kind": {"x": 1}}
