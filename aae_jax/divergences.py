@@ -175,13 +175,64 @@ def mutual_information(conditional: int | float = 1.0) -> Divergence:
     if conditional < 0:
         raise ValueError(f"conditional is {conditional}; it must be 0 or more")
 
-    def entropy(distribution: Float[Array, "... labels"]) -> Float[Array, "..."]:
-        return -(distribution * jnp.log(distribution + 1e-12)).sum(axis=-1)
-
     def matching_loss(critic: Critic, prior_codes: Codes, codes: Codes, keys: Keys) -> Scalar:
-        return conditional * entropy(codes).mean() - entropy(codes.mean(axis=0))
+        return conditional * _entropy(codes).mean() - _entropy(codes.mean(axis=0))
 
     return Divergence(matching_loss, whole_batch=True, of_distributions=True)
+
+
+def balance(weight: int | float = 1.0) -> Divergence:
+    """Minus the entropy H(y) of the batch's mean label, in nats, for codes that are distributions.
+
+    Least where all labels are as frequent, whatever is said of each image: half of the mutual
+    information. Beside a discriminator, which judges images one by one and so hardly sees that a
+    label is a third too frequent, it keeps whole groups of images from the wrong label.
+
+    Args:
+        weight: factor on the loss, which the encoder's learning rate also multiplies.
+
+    Raises:
+        ValueError: the weight is not positive.
+
+    >>> balance().critic_loss is None
+    True
+    """
+    if weight <= 0:
+        raise ValueError(f"weight is {weight}; it must be positive")
+
+    def matching_loss(critic: Critic, prior_codes: Codes, codes: Codes, keys: Keys) -> Scalar:
+        return -weight * _entropy(codes.mean(axis=0))
+
+    return Divergence(matching_loss, whole_batch=True, of_distributions=True)
+
+
+def total(*parts: Divergence) -> Divergence:
+    """The sum of divergences, of which one at most has a discriminator.
+
+    Raises:
+        ValueError: there are no parts, or several of them have a discriminator.
+
+    >>> total(gan(), balance()).whole_batch
+    True
+    """
+    critics = [part for part in parts if part.critic_loss is not None]
+    if not parts or len(critics) > 1:
+        raise ValueError(
+            f"{len(parts)} parts, {len(critics)} of them with a discriminator; allowed: one part or "
+            "more, one of them at most with a discriminator"
+        )
+
+    def matching_loss(critic: Critic, prior_codes: Codes, codes: Codes, keys: Keys) -> Scalar:
+        losses = [part.matching_loss(critic, prior_codes, codes, keys) for part in parts]
+        return jnp.stack(losses).sum()
+
+    return Divergence(
+        matching_loss,
+        critics[0].critic_loss if critics else None,
+        boundary=critics[0].boundary if critics else None,
+        whole_batch=any(part.whole_batch for part in parts),
+        of_distributions=any(part.of_distributions for part in parts),
+    )
 
 
 # By name, for configs.
@@ -192,6 +243,8 @@ DIVERGENCES: dict[str, Callable[..., Divergence]] = {
     "wasserstein": wasserstein,
     "mmd": mmd,
     "mutual_information": mutual_information,
+    "balance": balance,
+    "total": total,
 }
 
 
@@ -212,6 +265,10 @@ def _from_scores(
     return Divergence(
         lambda score, prior, codes, keys: matching(score(codes)), critic_loss, equilibrium, boundary
     )
+
+
+def _entropy(distribution: Float[Array, "... labels"]) -> Float[Array, "..."]:
+    return -(distribution * jnp.log(distribution + 1e-12)).sum(axis=-1)
 
 
 def _score_both(critic: Critic, prior_codes: Codes, codes: Codes) -> tuple[Scores, Scores]:

@@ -153,15 +153,15 @@ def regularization(
             _seen(match, _prior_codes(match, batch.label, keys), keys, "prior") for match in matches
         )
 
-        def critic_of(match: Match, params: Params, batch_stats: Params) -> Critic:
-            return _informed(match, model.critic(params, batch_stats, match.part), batch.label)
+        def critic_of(match: Match, state: TrainState, label: Array) -> Critic:
+            return _informed(match, model.critic(state.params, state.batch_stats, match.part), label)
 
         def critic_losses(params: Params) -> tuple[Float[Array, ""], Metrics]:
             losses: list[Array] = []
             metrics: Metrics = {}
             for match, prior, code in zip(matches, prior_codes, codes, strict=True):
                 if match.divergence.critic_loss is not None:
-                    critic = critic_of(match, params, state.batch_stats)
+                    critic = critic_of(match, state.replace(params=params), batch.label)
                     loss, scores = match.divergence.critic_loss(
                         critic, prior, code, _divergence_keys(match, keys)
                     )
@@ -173,10 +173,10 @@ def regularization(
             losses = {}
             for match, prior, code in zip(matches, prior_codes, codes, strict=True):
                 seen: tuple[Array, ...] = (prior, code, _divergence_keys(match, keys))
+                label = batch.label
                 if match.divergence.whole_batch:
-                    seen = tuple(map(collective.gather, seen))
-                critic = critic_of(match, state.params, state.batch_stats)
-                loss = match.divergence.matching_loss(critic, *seen)
+                    *seen, label = map(collective.gather, (*seen, label))
+                loss = match.divergence.matching_loss(critic_of(match, state, label), *seen)
                 losses[f"{match.part}/generator"] = loss
             weights = jnp.array([match.weight for match in matches])
             return weights @ jnp.stack(list(losses.values())), losses

@@ -13,11 +13,13 @@ from hypothesis import strategies as st
 from aae_jax import divergences
 from aae_jax.divergences import (
     DIVERGENCES,
+    balance,
     gan,
     hinge,
     least_squares,
     mmd,
     mutual_information,
+    total,
     wasserstein,
 )
 
@@ -158,13 +160,13 @@ def test_divergences_without_a_known_equilibrium_claim_none():
 
 
 def test_those_without_a_critic_need_the_whole_batch():
-    whole = {"mmd", "mutual_information"}
-    assert DIVERGENCES.keys() == {"gan", "least_squares", "hinge", "wasserstein", *whole}
-    for name, constructor in DIVERGENCES.items():
-        divergence = constructor()
+    whole = {"mmd", "mutual_information", "balance"}
+    assert DIVERGENCES.keys() == {"gan", "least_squares", "hinge", "wasserstein", "total", *whole}
+    for name in DIVERGENCES.keys() - {"total"}:
+        divergence = DIVERGENCES[name]()
         assert divergence.whole_batch == (name in whole)
         assert (divergence.critic_loss is None) == (name in whole)
-        assert divergence.of_distributions == (name == "mutual_information")
+        assert divergence.of_distributions == (name in {"mutual_information", "balance"})
 
 
 # Wasserstein with gradient penalty
@@ -360,9 +362,47 @@ def test_the_weight_of_the_conditional_entropy():
         mutual_information(-1)
 
 
-def test_a_label_that_is_certain_has_a_finite_slope():
+def test_balance_is_what_frequent_labels_cost():
+    codes = np.random.default_rng(0).dirichlet(np.full(3, 0.3), size=BATCH)
+    frequency = codes.mean(axis=0)
+    cost = 2.5 * (frequency * np.log(frequency)).sum()
+    np.testing.assert_allclose(matched(balance(2.5), codes * 0, codes), cost, rtol=1e-5)
+    unsure = np.full((BATCH, 3), 1 / 3)  # of each image it asks nothing
+    assert matched(balance(), unsure, unsure) == pytest.approx(-np.log(3), rel=1e-5)
+    with pytest.raises(ValueError, match=r"weight is 0; it must be positive"):
+        balance(0)
+
+
+@pytest.mark.parametrize("divergence", [mutual_information(), balance()])
+def test_a_label_that_is_certain_has_a_finite_slope(divergence):
     certain = jnp.eye(4)[jnp.arange(8) % 4]
-    assert np.isfinite(jax.grad(lambda c: matched(mutual_information(), certain, c))(certain)).all()
+    assert np.isfinite(jax.grad(lambda c: matched(divergence, certain, c))(certain)).all()
+
+
+# Sums
+
+
+def test_a_sum_pulls_as_its_parts_do_together_and_has_their_discriminator():
+    rng = np.random.default_rng(0)
+    prior, codes = jnp.asarray(rng.dirichlet(np.ones(3), size=(2, BATCH)), jnp.float32)
+    parts = gan(), mmd(), balance(2.0)
+    summed = total(*parts)
+
+    def pull(divergence):
+        return jax.grad(lambda c: divergence.matching_loss(first_column, prior, c, KEYS))(codes)
+
+    np.testing.assert_allclose(pull(summed), sum(map(pull, parts)), rtol=1e-5, atol=1e-7)
+    assert summed.critic_loss is parts[0].critic_loss and summed.boundary == 0
+    assert summed.whole_batch and summed.of_distributions and summed.equilibrium is None
+    assert total(mmd()).critic_loss is None
+    plain = total(gan())
+    assert not plain.whole_batch and not plain.of_distributions
+
+
+@pytest.mark.parametrize(("parts", "said"), [((), "0 parts"), ((gan(), hinge()), "2 of them")])
+def test_a_sum_of_nothing_or_of_two_discriminators_is_refused(parts, said):
+    with pytest.raises(ValueError, match=said):
+        total(*parts)
 
 
 def test_the_examples_in_the_documentation_are_right():
