@@ -182,11 +182,11 @@ def mutual_information(conditional: int | float = 1.0) -> Divergence:
 
 
 def balance(weight: int | float = 1.0) -> Divergence:
-    """Minus the entropy H(y) of the batch's mean label, in nats, for codes that are distributions.
+    """KL(mean label of the batch || uniform) in nats, for codes that are distributions.
 
-    Least where all labels are as frequent, whatever is said of each image: half of the mutual
-    information. Beside a discriminator, which judges images one by one and so hardly sees that a
-    label is a third too frequent, it keeps whole groups of images from the wrong label.
+    0 where all labels are as frequent, whatever is said of each image; log(labels) - H(y), so half
+    of the mutual information. Beside a discriminator, which judges images one by one and so hardly
+    sees that a label is a third too frequent, it keeps whole groups of images from a wrong label.
 
     Args:
         weight: factor on the loss, which the encoder's learning rate also multiplies.
@@ -201,7 +201,7 @@ def balance(weight: int | float = 1.0) -> Divergence:
         raise ValueError(f"weight is {weight}; it must be positive")
 
     def matching_loss(critic: Critic, prior_codes: Codes, codes: Codes, keys: Keys) -> Scalar:
-        return -weight * _entropy(codes.mean(axis=0))
+        return weight * (jnp.log(codes.shape[1]) - _entropy(codes.mean(axis=0)))
 
     return Divergence(matching_loss, whole_batch=True, of_distributions=True)
 

@@ -99,7 +99,9 @@ def build(
     num_steps = _round_up(config.train.epochs * steps_per_epoch, config.train.chunk_steps)
     smooth_from = round(config.train.smoothness_start * steps_per_epoch)
     updates = _updates(config, steps_per_epoch, num_steps, smooth_from, collective)
-    phases = _phases(config, model, matches, style_prior, updates, smooth_from, collective)
+    phases = _phases(
+        config, model, matches, style_prior, updates, smooth_from, image_shape, collective
+    )
     averaged = _autoencoder_subtrees(config) if config.train.averaging else ()
 
     def init(key: Key[Array, ""]) -> TrainState:
@@ -430,6 +432,7 @@ def _phases(
     style_prior: Prior,
     updates: dict[str, Update],
     smooth_from: int,
+    image_shape: tuple[int, ...],
     collective: Collective,
 ) -> tuple[Phase, ...]:
     penalties: dict[str, Penalty] = {}
@@ -446,10 +449,22 @@ def _phases(
         ),
         "classification": lambda: classification(model, updates["classifier"]),
         "smoothness": lambda: from_step(
-            smoothness(model, updates["smoothness"], config.train.smoothness_radius), smooth_from
+            smoothness(
+                _model(_with_clean_input(config), (), image_shape, collective),
+                updates["smoothness"],
+                config.train.smoothness_radius,
+            ),
+            smooth_from,
         ),
     }
     return tuple(known[name]() for name in config.phases)
+
+
+def _with_clean_input(config: ConfigDict) -> ConfigDict:
+    """For smoothness about the images themselves: noise of 0.3 on 784 pixels has a length of 8."""
+    clean = ConfigDict(config.to_dict())
+    clean.encoder.input_noise = clean.encoder.input_dropout = 0.0
+    return clean
 
 
 def _equilibria(matches: tuple[Match, ...]) -> dict[str, float]:

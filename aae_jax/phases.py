@@ -235,7 +235,7 @@ def smoothness(model: Model, update: Update, radius: float) -> Phase:
         keys = all_named(batch.keys, "smoothness")
 
         def log_labels(params: Params, image: Array) -> Float[Array, "batch labels"]:
-            # The same keys, so that an image and its neighbour come with the same input noise.
+            # The same keys, so that an image and its neighbour lose the same units to dropout.
             code, _ = model.encode(params, state.batch_stats, image, keys, True)
             assert code.label_logits is not None, "smoothness needs a label head"
             return jax.nn.log_softmax(code.label_logits)

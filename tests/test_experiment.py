@@ -296,6 +296,18 @@ def test_each_optimizer_has_its_own_name_and_rate(optimizer):
     assert steps.max() < 0.0101
 
 
+def test_smoothness_looks_at_images_without_their_noise():
+    def after_a_step(**fields):
+        experiment = made(tiny(**ALONE["smoothness"], **fields))
+        state, metrics = jax.jit(experiment.step)(start(experiment), batch())
+        return flat(state.params), metrics["smoothness"]
+
+    clean = after_a_step()
+    noisy = after_a_step(**{"encoder.input_noise": 3.0, "encoder.input_dropout": 0.5})
+    assert clean[1] > 0
+    jax.tree.map(np.testing.assert_array_equal, noisy, clean)
+
+
 def test_smoothness_begins_at_its_epoch_and_its_schedule_with_it():
     """3 steps an epoch: smoothness rests for 6 of them, and its cosine ends with the run."""
     fields = {
