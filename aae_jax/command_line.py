@@ -11,6 +11,7 @@ from absl import flags, logging
 from ml_collections import config_flags
 
 from aae_jax.config import ConfigError, check_field
+from aae_jax.workdir import run_name
 
 
 def parser(doc: str, config: flags.FlagHolder) -> Callable[[Sequence[str]], list[str]]:
@@ -44,14 +45,13 @@ def check(argv: Sequence[str], mode: str, config: object, workdir: str | None) -
             fail("--config is missing, for example --config configs/digits.py; see --help")
         if "://" in (workdir or ""):
             fail(f"--workdir {workdir} is no folder; mount the bucket and name its folder")
-    elif mode != "results" and workdir is None:
+    elif mode not in ("results", "gallery") and workdir is None:
         fail(f"--mode {mode} needs the --workdir of a run")
 
 
 def config_name() -> str:
     """The config's file and variant as one name: configs/digits.py is "digits"."""
-    file, _, variant = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
-    return "-".join(filter(None, [Path(file).stem, variant.replace("/", "_")]))
+    return run_name(config_flags.get_config_filename(flags.FLAGS["config"]))
 
 
 def seeds(texts: Sequence[str]) -> list[int]:

@@ -178,7 +178,6 @@ def use_smoothness(config: ConfigDict, start: float, cut: float, end: float) -> 
     same number of steps in half the time.
     """
     config.phases = (*config.phases, "smoothness")
-    config.label.divergence = "total(gan(), balance(10.0))"
     config.train.epochs, config.train.smoothness_start = end, start
     config.train.averaging = 0.999
     for optimizer in config.optimizers.values():

@@ -4,6 +4,7 @@
   python -m aae_jax.main --config configs/digits.py --config.train.epochs=20 --workdir runs/short
   python -m aae_jax.main --mode eval --workdir runs/digits
   python -m aae_jax.main --mode reproduce --config configs/digits.py --seeds 0,1,2
+  python -m aae_jax.main --mode gallery
 
 Flags:
   --config FILE[:VARIANT]  the experiment; a field is changed by --config.FIELD=VALUE
@@ -15,11 +16,13 @@ Flags:
                            reproduce: train with each of --seeds, a line of RESULTS/CONFIG.csv
                            for each; record: validation scores of the run in DIR, finished or
                            not, into RESULTS/trials/; results: fill RESULTS.md from those lines;
+                           gallery: the paper's figures from the finished runs in DIR, default runs;
                            explore: serve a page to walk in the code space of the run in DIR;
                            page: write that page to one file, DIR/explorer.html
   --port N                 of explore, on this machine only; default 5006
-  --out DIR                where compare and export write; default runs/comparison and
-                           runs/exported/NAME, the name that of the run's folder
+  --out DIR                where compare, export and gallery write; default runs/comparison,
+                           runs/exported/NAME, the name that of the run's folder, and
+                           RESULTS/figures
   --seeds N,N,...          of reproduce; default 0,1,2
   --results DIR            where lines of CSV are kept; default results
   --distributed=MODE       several processes: auto (default; where Slurm, Cloud TPU or the variables
@@ -40,11 +43,11 @@ from aae_jax import command_line
 
 MODES = (
     *("train", "eval", "figures", "export", "explore", "page", "compare"),
-    *("reproduce", "record", "results"),
+    *("reproduce", "record", "results", "gallery"),
 )
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lives.")
-_OUT = flags.DEFINE_string("out", None, "Where compare and export write.")
+_OUT = flags.DEFINE_string("out", None, "Where compare, export, gallery write.")
 _SEEDS = flags.DEFINE_list("seeds", "0,1,2", "Seeds of reproduce.")
 _RESULTS = flags.DEFINE_string("results", "results", "Where lines of CSV are kept.")
 _PORT = flags.DEFINE_integer("port", 5006, "Where explore serves.", 1, 65535)
@@ -76,6 +79,11 @@ def main(argv: Sequence[str]) -> None:
         sys.exit(reproduction.reproduce(row, seeds, processes))
     if mode == "results":
         sys.exit(reproduction.fill_in_file(results))
+    if mode == "gallery":
+        from aae_jax import gallery
+
+        runs, out = Path(_WORKDIR.value or "runs"), Path(_OUT.value or results / "figures")
+        sys.exit(gallery.gather(runs, out))
     folders = [Path(folder) for folder in (_WORKDIR.value or "").split(",")]
     if mode == "record":
         sys.exit(reproduction.record(folders, results))

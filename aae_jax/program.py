@@ -245,15 +245,21 @@ def _review(folder: Path, mode: str) -> None:
         _write_page(view)
 
 
-def _compare(folders: Sequence[Path], out: Path) -> None:
-    panels, columns = [], {}
+def code_panels(folders: Sequence[Path]) -> list[figures.CodePanel]:
+    """The codes of test images of those runs whose style is two-dimensional."""
+    panels = []
     for folder in folders:
         config = workdir.read_config(folder)
-        columns[folder.name] = _saved_scores(folder)
         if config.model.style_dim == 2:
             run = prepare(config)
             state, _ = restore(run, folder)
             panels.append(code_panel(_readings(run, state), config.title))
+    return panels
+
+
+def _compare(folders: Sequence[Path], out: Path) -> None:
+    columns = {folder.name: _saved_scores(folder) for folder in folders}
+    panels = code_panels(folders)
     table = report.comparison_table(columns)
     with workdir.locked(out):
         workdir.write_text(out / "scores.txt", table + "\n")

@@ -77,6 +77,12 @@ def claim(workdir: Path, config: ConfigDict) -> None:
     write_text(path, config.to_json(indent=2, sort_keys=True) + "\n")
 
 
+def run_name(config: str) -> str:
+    """A config's FILE[:VARIANT] as the name of its runs: configs/a.py:16/best is "a-16_best"."""
+    file, _, variant = config.partition(":")
+    return "-".join(filter(None, [Path(file).stem, variant.replace("/", "_")]))
+
+
 def read_config(workdir: Path) -> ConfigDict:
     """The config that a run saved, with the fields that were added since.
 

@@ -51,5 +51,6 @@ def get_config(variant: str = "100") -> ConfigDict:
         optimizer.schedule = "step(0.1, epochs=(12,))"
     if variant.endswith("/best"):
         use_smoothness(config, **SMOOTHNESS[labels])
+        config.label.divergence = "total(gan(), balance(10.0))"
     config.paper = {"classification error": PAPER[labels]}
     return config

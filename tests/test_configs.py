@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from aae_jax import assessment
+from aae_jax import assessment, gallery
 from aae_jax.config import ConfigError, base, validate
 from aae_jax.experiment import build
 from aae_jax.phases import Batch
@@ -320,3 +320,27 @@ def test_published_figures_are_those_of_the_tables():
     # Faces other than the paper's have no figure to be set beside.
     assert config_of("faces_likelihood", None).data.stand_in_for
     assert not config_of("faces_likelihood", None).paper
+
+
+def test_every_figure_of_the_paper_is_drawn_by_the_config_it_is_taken_from():
+    """The run's layout and prior say which figures it draws (aae_jax.assessment)."""
+
+    def chosen(config):
+        file, _, variant = config.partition(":")
+        return config_of(file.removesuffix(".py"), variant or None)
+
+    drawn_where = {
+        "manifold": lambda c: c.model.style_dim == 2 and c.style.prior.startswith("gaussian"),
+        "modes": lambda c: c.style.prior.startswith("petals"),
+        "walk": lambda c: c.style.prior.startswith("swiss_roll"),
+        "codes": lambda c: c.model.style_dim == 2 and c.model.layout == "style",
+        "samples": lambda c: True,
+        "styles_and_labels": lambda c: c.model.layout == "style_and_given_label",
+        "clusters": lambda c: c.model.labels == 16 and "classification" not in c.phases,
+        "heads": lambda c: c.model.layout == "cluster_heads" and c.model.style_dim == 2,
+        "circle": lambda c: c.model.layout == "cluster_heads" and c.cluster_heads.fixed > 0,
+    }
+    for plate in gallery.PLATES:
+        assert drawn_where[plate.figure](chosen(plate.config)), plate
+    assert all(chosen(config).model.style_dim == 2 for config in gallery.CODES)
+    assert len({plate.name for plate in gallery.PLATES}) == len(gallery.PLATES)

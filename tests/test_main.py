@@ -167,6 +167,9 @@ sys.modules["aae_jax.program"] = program
 explorer = types.ModuleType("aae_jax.explorer")
 explorer.show = lambda folder, port: print(folder, port)
 sys.modules["aae_jax.explorer"] = explorer
+gallery = types.ModuleType("aae_jax.gallery")
+gallery.gather = lambda runs, out: print(runs, out)
+sys.modules["aae_jax.gallery"] = gallery
 from absl import app
 from aae_jax import main
 app.run(main.main, flags_parser=main.parse)
@@ -199,6 +202,9 @@ app.run(main.main, flags_parser=main.parse)
         (["--mode=export", "--workdir=a/b", "--out=d"], "a/b d"),
         (["--mode=explore", "--workdir=runs/x", "--port=7000"], "runs/x 7000"),
         (["--mode=page", "--workdir=runs/x"], "runs/x None"),
+        (["--mode=gallery"], "runs results/figures"),
+        (["--mode=gallery", "--workdir=a", "--results=b"], "a b/figures"),
+        (["--mode=gallery", "--workdir=a", "--out=c"], "a c"),
     ],
 )
 def test_flags_reach_the_program(arguments, asked):
