@@ -218,8 +218,8 @@ def total(*parts: Divergence) -> Divergence:
     critics = [part for part in parts if part.critic_loss is not None]
     if not parts or len(critics) > 1:
         raise ValueError(
-            f"{len(parts)} parts, {len(critics)} of them with a discriminator; allowed: one part or "
-            "more, one of them at most with a discriminator"
+            f"{len(parts)} parts, {len(critics)} of them with a discriminator; allowed: one or "
+            "more parts, at most one of them with a discriminator"
         )
 
     def matching_loss(critic: Critic, prior_codes: Codes, codes: Codes, keys: Keys) -> Scalar:

@@ -154,7 +154,8 @@ def regularization(
         )
 
         def critic_of(match: Match, state: TrainState, label: Array) -> Critic:
-            return _informed(match, model.critic(state.params, state.batch_stats, match.part), label)
+            critic = model.critic(state.params, state.batch_stats, match.part)
+            return _informed(match, critic, label)
 
         def critic_losses(params: Params) -> tuple[Float[Array, ""], Metrics]:
             losses: list[Array] = []
@@ -172,11 +173,11 @@ def regularization(
         def matching_losses(codes: tuple[Array, ...]) -> tuple[Float[Array, ""], Metrics]:
             losses = {}
             for match, prior, code in zip(matches, prior_codes, codes, strict=True):
-                seen: tuple[Array, ...] = (prior, code, _divergence_keys(match, keys))
-                label = batch.label
+                seen: tuple[Array, ...] = (prior, code, _divergence_keys(match, keys), batch.label)
                 if match.divergence.whole_batch:
-                    *seen, label = map(collective.gather, (*seen, label))
-                loss = match.divergence.matching_loss(critic_of(match, state, label), *seen)
+                    seen = tuple(map(collective.gather, seen))
+                *compared, label = seen
+                loss = match.divergence.matching_loss(critic_of(match, state, label), *compared)
                 losses[f"{match.part}/generator"] = loss
             weights = jnp.array([match.weight for match in matches])
             return weights @ jnp.stack(list(losses.values())), losses
