@@ -95,13 +95,10 @@ def build(
     label_prior = _label_prior(config, num_classes)
     matches = _matches(config, style_prior, label_prior)
     model = _model(config, matches, image_shape, collective)
-    steps_per_epoch = num_examples / config.train.batch_size
-    num_steps = _round_up(config.train.epochs * steps_per_epoch, config.train.chunk_steps)
-    smooth_from = round(config.train.smoothness_start * steps_per_epoch)
-    updates = _updates(config, steps_per_epoch, num_steps, smooth_from, collective)
-    phases = _phases(
-        config, model, matches, style_prior, updates, smooth_from, image_shape, collective
-    )
+    times = _times(config, num_examples)
+    updates = _updates(config, times, collective)
+    smoothed = _model(_with_clean_input(config), (), image_shape, collective)
+    phases = _phases(config, model, smoothed, matches, style_prior, updates, times, collective)
     averaged = _autoencoder_subtrees(config) if config.train.averaging else ()
 
     def init(key: Key[Array, ""]) -> TrainState:
@@ -115,8 +112,8 @@ def build(
         matches=matches,
         init=init,
         step=train_step(phases, config.train.averaging),
-        num_steps=num_steps,
-        steps_per_epoch=steps_per_epoch,
+        num_steps=times.num_steps,
+        steps_per_epoch=times.steps_per_epoch,
         phases=tuple(config.phases),
         equilibria=_equilibria(matches),
     )
@@ -344,13 +341,24 @@ def _autoencoder_subtrees(config: ConfigDict) -> tuple[str, ...]:
     return ("encoder", "decoder", "cluster_heads") if learned else ("encoder", "decoder")
 
 
-def _updates(
-    config: ConfigDict,
-    steps_per_epoch: float,
-    num_steps: int,
-    smooth_from: int,
-    collective: Collective,
-) -> dict[str, Update]:
+class _Times(NamedTuple):
+    """What epochs are in steps; smoothness rests for the first `smooth_from` of them."""
+
+    steps_per_epoch: float
+    num_steps: int
+    smooth_from: int
+
+
+def _times(config: ConfigDict, num_examples: int) -> _Times:
+    steps_per_epoch = num_examples / config.train.batch_size
+    return _Times(
+        steps_per_epoch,
+        _round_up(config.train.epochs * steps_per_epoch, config.train.chunk_steps),
+        round(config.train.smoothness_start * steps_per_epoch),
+    )
+
+
+def _updates(config: ConfigDict, times: _Times, collective: Collective) -> dict[str, Update]:
     """The optimizers of the phases in use, by name."""
     moved: dict[str, dict[str, tuple[str, ...]]] = {
         "reconstruction": {"autoencoder": _autoencoder_subtrees(config)},
@@ -359,12 +367,12 @@ def _updates(
         "smoothness": {"smoothness": ("encoder",)},
     }
     # An optimizer counts its own steps.
-    steps = {"smoothness": max(1, num_steps - smooth_from)}
+    late = times._replace(num_steps=max(1, times.num_steps - times.smooth_from))
     return {
         name: Update(
             name,
             subtrees,
-            _optimizer(config.optimizers[name], name, steps_per_epoch, steps.get(name, num_steps)),
+            _optimizer(config.optimizers[name], name, late if name == "smoothness" else times),
             collective.average,
         )
         for phase in config.phases
@@ -372,10 +380,8 @@ def _updates(
     }
 
 
-def _optimizer(
-    fields: ConfigDict, name: str, steps_per_epoch: float, num_steps: int
-) -> optax.GradientTransformation:
-    schedules = _schedules(steps_per_epoch, num_steps)
+def _optimizer(fields: ConfigDict, name: str, times: _Times) -> optax.GradientTransformation:
+    schedules = _schedules(times.steps_per_epoch, times.num_steps)
     factor: Any = spec.build(fields.schedule, schedules, f"optimizers.{name}.schedule")
     rate, momentum = fields.learning_rate, fields.momentum
 
@@ -428,11 +434,11 @@ def _schedules(steps_per_epoch: float, num_steps: int) -> dict[str, Callable[...
 def _phases(
     config: ConfigDict,
     model: Model,
+    smoothed: Model,
     matches: tuple[Match, ...],
     style_prior: Prior,
     updates: dict[str, Update],
-    smooth_from: int,
-    image_shape: tuple[int, ...],
+    times: _Times,
     collective: Collective,
 ) -> tuple[Phase, ...]:
     penalties: dict[str, Penalty] = {}
@@ -449,12 +455,8 @@ def _phases(
         ),
         "classification": lambda: classification(model, updates["classifier"]),
         "smoothness": lambda: from_step(
-            smoothness(
-                _model(_with_clean_input(config), (), image_shape, collective),
-                updates["smoothness"],
-                config.train.smoothness_radius,
-            ),
-            smooth_from,
+            smoothness(smoothed, updates["smoothness"], config.train.smoothness_radius),
+            times.smooth_from,
         ),
     }
     return tuple(known[name]() for name in config.phases)
