@@ -28,7 +28,10 @@ VARIANTS = {
     "mnist_autoencoder": [None],
     "mnist_classifier": ["100", "1000", "all"],
     "mnist_clustering": ["16", "30", "16/best", "30/best"],
-    "mnist_dimensionality": ["1000", "100", "20", "circle"],
+    "mnist_dimensionality": [
+        *("1000", "100", "20", "circle"),
+        *("1000/best", "100/best", "20/best", "circle/best"),
+    ],
     "mnist_gaussian": [None],
     "mnist_label_informed": ["mixture", "swiss_roll"],
     "mnist_likelihood": ["aae", "vae", "mmd", "ae"],
@@ -263,13 +266,17 @@ def test_rates_are_the_papers_where_it_gives_them(name):
         }
 
 
-@pytest.mark.parametrize("name", ["mnist_semisupervised", "mnist_clustering"])
+@pytest.mark.parametrize(
+    "name", ["mnist_semisupervised", "mnist_clustering", "mnist_dimensionality"]
+)
 def test_the_best_recipe_smooths_labels_late_and_cuts_all_rates_at_one_epoch(name):
     for variant in VARIANTS[name]:
         config = config_of(name, variant)
         best = variant.endswith("/best")
         assert ("smoothness" in config.phases) == best
         assert config.paper == config_of(name, variant.removesuffix("/best")).paper
+        known = config.data.labels != 0
+        assert ("balance" in config.label.divergence) == (best and known)
         if best:
             experiment = build(config, image_shape=(28, 28, 1), num_classes=10, num_examples=50_000)
             assert experiment.num_steps == 500 * config.train.epochs
