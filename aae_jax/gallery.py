@@ -1,4 +1,4 @@
-"""The paper's figures, gathered from finished runs."""
+"""The paper's figures, and what they would be for E11, gathered from finished runs."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,7 +12,7 @@ class Plate(NamedTuple):
     """A figure of the paper that one run has drawn.
 
     Attributes:
-        name: of the file it becomes; begins with the paper's number.
+        name: of the file it becomes; begins with the paper's number, where it has one.
         config: that the run was trained with, FILE[:VARIANT] of the folder configs.
         figure: name among the run's own figures.
     """
@@ -32,11 +32,12 @@ PLATES = (
     Plate("fig5b_faces_samples", "faces_likelihood.py", "samples"),
     Plate("fig7a_mnist_styles", "mnist_supervised.py", "styles_and_labels"),
     Plate("fig7b_svhn_styles", "svhn_supervised.py", "styles_and_labels"),
+    Plate("e11_styles_100_labels", "mnist_semisupervised.py:100/best", "styles_and_labels"),
     Plate("fig9_clusters", "mnist_clustering.py:16/best", "clusters"),
-    Plate("fig11a_1000_labels", "mnist_dimensionality.py:1000", "heads"),
-    Plate("fig11b_100_labels", "mnist_dimensionality.py:100", "heads"),
-    Plate("fig11c_no_labels", "mnist_dimensionality.py:20", "heads"),
-    Plate("fig11d_circle", "mnist_dimensionality.py:circle", "circle"),
+    Plate("fig11a_1000_labels", "mnist_dimensionality.py:1000/best", "heads"),
+    Plate("fig11b_100_labels", "mnist_dimensionality.py:100/best", "heads"),
+    Plate("fig11c_no_labels", "mnist_dimensionality.py:20/best", "heads"),
+    Plate("fig11d_circle", "mnist_dimensionality.py:circle/best", "circle"),
 )
 # Panels a to d: the adversarial and the variational autoencoder, Gaussian above mixture.
 CODES = ("mnist_gaussian.py", "mnist_vae.py:gaussian", "mnist_mixture.py", "mnist_vae.py:mixture")

@@ -342,7 +342,7 @@ def test_every_figure_of_the_paper_is_drawn_by_the_config_it_is_taken_from():
         "walk": lambda c: c.style.prior.startswith("swiss_roll"),
         "codes": lambda c: c.model.style_dim == 2 and c.model.layout == "style",
         "samples": lambda c: True,
-        "styles_and_labels": lambda c: c.model.layout == "style_and_given_label",
+        "styles_and_labels": lambda c: "_label" in c.model.layout,
         "clusters": lambda c: c.model.labels == 16 and "classification" not in c.phases,
         "heads": lambda c: c.model.layout == "cluster_heads" and c.model.style_dim == 2,
         "circle": lambda c: c.model.layout == "cluster_heads" and c.cluster_heads.fixed > 0,
