@@ -5,6 +5,7 @@
 """
 
 import importlib
+import importlib.util
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -28,7 +29,10 @@ _ESTIMATORS = ("AAEClassifier", "AAEClusterer", "AAETransformer")
 def __getattr__(name: str) -> Any:
     """Imports JAX only when asked for something that needs it: `--help` should not."""
     if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        # A module, as in `aae_jax.config.base()` after `import aae_jax` alone.
+        if name.startswith("_") or importlib.util.find_spec(f"aae_jax.{name}") is None:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return importlib.import_module(f"aae_jax.{name}")
     # What trains needs more, TensorFlow's writers among it, than what is trained.
     module = "program" if name == "fit" else "estimators" if name in _ESTIMATORS else "inference"
     return getattr(importlib.import_module(f"aae_jax.{module}"), name)

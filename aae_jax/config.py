@@ -35,7 +35,7 @@ class ConfigError(ValueError):
 
 
 def base() -> ConfigDict:
-    """Experiment E1 on the digits that scikit-learn ships, with every field there is."""
+    """A 2-D Gaussian prior on the digits that scikit-learn ships, with every field there is."""
 
     def optimizer(learning_rate: float, momentum: float) -> dict[str, Any]:
         return {
@@ -60,7 +60,7 @@ def base() -> ConfigDict:
 
     config = ConfigDict(
         {
-            "experiment": "E1",  # row of the paper this belongs to
+            "experiment": "",  # E1 to E18, where it is one of the README's
             "title": "Adversarial autoencoder with a 2-D Gaussian prior",
             "seed": 0,  # of everything random: weights, order, noise, labelled subset
             "init_from": "",  # a finished run's workdir whose weights to start from

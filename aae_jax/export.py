@@ -140,8 +140,8 @@ tags:
 
 # {" ".join(config.title.split())}
 
-An adversarial autoencoder ([Makhzani et al., 2015](https://arxiv.org/abs/1511.05644)): experiment
-{config.experiment} of the paper, trained for {model.step:,} steps.
+An adversarial autoencoder ([Makhzani et al., 2015](https://arxiv.org/abs/1511.05644)), trained for
+{model.step:,} steps.
 
 ## Use
 

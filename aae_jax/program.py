@@ -390,7 +390,8 @@ def _shown(drawing: Drawing) -> tuple[str, str, Any]:
 def _summary(run: Run) -> str:
     config, splits = run.config, run.splits
     text = (
-        f"Experiment {config.experiment} of the paper, on {config.data.source.split(':')[0]}: "
+        f"{config.experiment + ' on' if config.experiment else 'On'} "
+        f"{config.data.source.split(':')[0]}: "
         f"{len(splits.train.image):,} training images, {len(splits.labelled):,} of them with a "
         f"visible label, {len(splits.valid.image):,} for validation, "
         f"{len(splits.test.image):,} for the final test."

@@ -55,6 +55,17 @@ def of_seed(config: ConfigDict, seed: int) -> ConfigDict:
     return changed.lock()
 
 
+def recipe_digest(config: ConfigDict) -> str:
+    """A fingerprint of what decides a score, but for the seed: not names, nor where data lie."""
+    recipe = of_seed(config, 0)
+    with recipe.unlocked():
+        kind, _, place = recipe.data.source.partition(":")
+        recipe.data.source = f"{kind}:{Path(place).name}"
+        recipe.data.download, recipe.data.data_dir = False, ""
+        recipe.experiment, recipe.title, recipe.paper = "", "", {}
+    return digest(recipe)
+
+
 def reproduce(
     recipe: Recipe, seeds: Sequence[int], processes: parallel.Processes | None = None
 ) -> int:
@@ -84,17 +95,19 @@ def fill_in_file(results: Path) -> int:
 
 
 def _reproduce(recipe: Recipe, seeds: Sequence[int]) -> None:
-    recipe_digest = digest(of_seed(recipe.config, 0))
+    found = recipe_digest(recipe.config)
     for seed in seeds:
-        if any(row["seed"] == str(seed) for row in rows_of(recipe.table, recipe_digest)):
+        if any(row["seed"] == str(seed) for row in rows_of(recipe.table, found)):
             print(f"seed {seed} is in {recipe.table}")
             continue
         run = recipe.folder / f"seed-{seed}"
         if not program.run(of_seed(recipe.config, seed), run, recipe.command):
             return
         if parallel.is_first():
-            add_row(recipe.table, {"seed": seed, _RECIPE: recipe_digest, **finished_run(run)})
-            _fill_in_file(recipe.table.parent)
+            add_row(recipe.table, {"seed": seed, _RECIPE: found, **finished_run(run)})
+            # Rows in a folder of another name are a reader's own, and no others are beside them.
+            if recipe.table.parent.name == "results":
+                _fill_in_file(recipe.table.parent)
     print(summary(rows_of(recipe.table)))
 
 
@@ -104,7 +117,7 @@ def _record(folder: Path, trials: Path) -> None:
         raise WorkdirError(f"{folder} has no validation scores")
     row: dict[str, str | float | int] = {
         "seed": config.seed,
-        _RECIPE: digest(of_seed(config, 0)),
+        _RECIPE: recipe_digest(config),
         "epochs": max(row.get("epoch", 0.0) for row in read_metrics(folder)),
         "command": command_of(folder),
         **scores,

@@ -11,6 +11,7 @@ from aae_jax.config import base, use_adam
 def get_config() -> ConfigDict:
     """An adversarial autoencoder with a 2-D Gaussian prior on 8x8 images."""
     config = base()
+    config.experiment = "E1"
     config.title = "Adversarial autoencoder on scikit-learn's digits, 2-D Gaussian prior"
     config.data.source = "digits"
     for network in ("encoder", "decoder", "discriminator"):

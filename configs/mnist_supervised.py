@@ -1,4 +1,4 @@
-"""E9 (Fig 6): supervised; the decoder is given the label and a 15-D Gaussian style.
+"""E9 (Fig 7 a): supervised; the decoder is given the label and a 15-D Gaussian style.
 
 python -m aae_jax.main --config configs/mnist_supervised.py
 
@@ -20,7 +20,7 @@ def get_config() -> ConfigDict:
     config = mnist()
     use_adam(config, autoencoder=1e-3, discriminator=2e-3, generator=1e-3)
     config.experiment = "E9"
-    config.title = "Supervised adversarial autoencoder on MNIST (Fig 6)"
+    config.title = "Supervised adversarial autoencoder on MNIST (Fig 7 a)"
     config.model.style_dim = 15
     config.model.labels = 10
     config.model.layout = "style_and_given_label"

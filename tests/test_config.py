@@ -119,6 +119,12 @@ def test_use_adam_changes_three_optimizers_and_the_initial_weights_only():
     }
 
 
+def test_modules_are_reached_through_the_package_alone():
+    code = "import aae_jax; print(aae_jax.config.base().seed, hasattr(aae_jax, 'nothing'))"
+    outcome = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert outcome.stdout == "0 False\n", outcome.stderr
+
+
 def test_reading_a_config_does_not_import_jax():
     code = "import sys, aae_jax.config; aae_jax.config.base(); print('jax' in sys.modules)"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -96,11 +96,25 @@ def test_a_stopped_run_gives_no_line_and_ends_the_call(tmp_path, runs):
 
 def test_lines_of_another_recipe_are_refused_before_a_run(tmp_path, runs, capsys):
     reproduction.reproduce(recipe_in(tmp_path), [0])
-    other = recipe_in(tmp_path, title="another")
+    other = recipe_in(tmp_path, init_from="another")
     assert reproduction.reproduce(other, [1]) == 1
     message = capsys.readouterr().err
     assert message.count("\n") == 1 and "holds runs of another config" in message
     assert len(runs[0]) == 1 and len(lines(other.table)) == 1
+
+
+def test_where_the_data_lie_and_what_a_run_is_called_are_no_part_of_the_recipe(tmp_path):
+    def of(source, **fields):
+        changed = config.base().unlock()
+        changed.data.source = source
+        changed.update(fields)
+        return reproduction.recipe_digest(changed)
+
+    here = of("idx:data/mnist")
+    assert here == of("idx:/elsewhere/mnist", title="another", experiment="E1", seed=3)
+    assert here == of("idx:mnist", data={"download": True, "data_dir": "there"})
+    others = {of("idx:data/fashion"), of("tfds:mnist"), of("idx:mnist", data={"labels": 7})}
+    assert len({here, *others}) == 4
 
 
 def test_the_seed_is_all_that_a_run_changes():
@@ -196,6 +210,15 @@ def test_the_file_of_results_is_filled_in_as_runs_end(tmp_path, runs):
     document.write_text("| <!-- digits: classification error --> 0.1 | x |\n")
     assert reproduction.fill_in_file(tmp_path / "results") == 0
     assert "2.00 (1 seed)" in document.read_text()
+
+
+def test_rows_in_a_folder_of_ones_own_leave_the_file_alone(tmp_path, runs):
+    document = tmp_path / "RESULTS.md"
+    document.write_text("| <!-- others: error --> 0.1 | x |\n")
+    recipe = recipe_in(tmp_path)
+    assert reproduction.reproduce(recipe._replace(table=tmp_path / "mine" / "digits.csv"), [0]) == 0
+    assert lines(tmp_path / "mine" / "digits.csv")
+    assert document.read_text() == "| <!-- others: error --> 0.1 | x |\n"
 
 
 def test_every_number_of_results_md_comes_from_a_line():
