@@ -3,6 +3,8 @@
 import doctest
 import functools
 import math
+import re
+from pathlib import Path
 
 import hypothesis
 import hypothesis.strategies as st
@@ -713,3 +715,13 @@ def test_fitted_gaussian_is_the_normal_density_of_the_points(rng):
 def test_codes_that_no_gaussian_fits_are_refused(points, message):
     with pytest.raises(ValueError, match=message):
         priors.fitted_gaussian(np.array(points))
+
+
+def test_the_prior_that_the_readme_adds_is_one():
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    (code,) = re.findall(r"```python\n(def ring.*?)```", readme, re.DOTALL)
+    scope = dict(vars(priors))
+    exec(code, scope)
+    codes = priors.sample_batch(scope["ring"](radius=2.0), jax.random.split(jax.random.key(0), 500))
+    assert codes.shape == (500, 2)
+    np.testing.assert_allclose(np.linalg.norm(codes, axis=1).mean(), 2.0, atol=0.05)
