@@ -1,7 +1,7 @@
 """Few labels on tables: `aae_jax.AAEClassifier` beside scikit-learn's own classifiers.
 
   python -m benchmarks.tables                 # the table of the README, on test rows
-  python -m benchmarks.tables --validation    # what the defaults were chosen by
+  python -m benchmarks.tables --validation    # what the phases were chosen by
 
 Tables are those that scikit-learn ships. A third of each, the same rows whatever the seed, is for
 the test; with each seed other rows of the rest have a label. With --validation the test rows are

@@ -3,7 +3,8 @@
 #
 #   launch/tpu_pod.sh create
 #   launch/tpu_pod.sh install
-#   launch/tpu_pod.sh run --config configs/mnist_gaussian.py --workdir '~/shared/runs/e1'
+#   launch/tpu_pod.sh run --config configs/mnist_gaussian.py --workdir '~/shared/runs/e1' \
+#       --config.train.batch_size=96 --config.data.source=idx:DIR
 #   launch/tpu_pod.sh status
 #   launch/tpu_pod.sh delete
 #
