@@ -12,7 +12,7 @@ from aae_jax.data import sources
 
 OURS = (
     r"Adversarial autoencoder on .*",
-    r"Experiment E1 of the paper, on digits: .*",
+    r"E1 on digits: .*",
     r"parameters: .*",
     r"workdir: .*",
     r"step \d+/\d+  epoch .*",
