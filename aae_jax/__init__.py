@@ -5,7 +5,6 @@
 """
 
 import importlib
-import importlib.util
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -29,10 +28,17 @@ _ESTIMATORS = ("AAEClassifier", "AAEClusterer", "AAETransformer")
 def __getattr__(name: str) -> Any:
     """Imports JAX only when asked for something that needs it: `--help` should not."""
     if name not in __all__:
-        # A module, as in `aae_jax.config.base()` after `import aae_jax` alone.
-        if name.startswith("_") or importlib.util.find_spec(f"aae_jax.{name}") is None:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        return importlib.import_module(f"aae_jax.{name}")
+        return _module(name)
     # What trains needs more, TensorFlow's writers among it, than what is trained.
     module = "program" if name == "fit" else "estimators" if name in _ESTIMATORS else "inference"
     return getattr(importlib.import_module(f"aae_jax.{module}"), name)
+
+
+def _module(name: str) -> Any:
+    """A module, as in `aae_jax.config.base()` after `import aae_jax` alone."""
+    try:
+        return importlib.import_module(f"aae_jax.{name}")
+    except ModuleNotFoundError as error:
+        if error.name != f"aae_jax.{name}":
+            raise
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
