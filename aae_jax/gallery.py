@@ -39,8 +39,8 @@ PLATES = (
     Plate("fig11c_no_labels", "mnist_dimensionality.py:20/best", "heads"),
     Plate("fig11d_circle", "mnist_dimensionality.py:circle/best", "circle"),
 )
-# Panels a to d: the adversarial and the variational autoencoder, Gaussian above mixture.
-CODES = ("mnist_gaussian.py", "mnist_vae.py:gaussian", "mnist_mixture.py", "mnist_vae.py:mixture")
+# Panels a to d: the adversarial above the variational autoencoder, Gaussian beside mixture.
+CODES = ("mnist_gaussian.py", "mnist_mixture.py", "mnist_vae.py:gaussian", "mnist_vae.py:mixture")
 
 
 def gather(runs: Path, out: Path) -> int:
