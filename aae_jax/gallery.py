@@ -82,5 +82,6 @@ def _gathered(runs: Path, out: Path) -> Iterator[tuple[str, Sequence[str]]]:
 def finished(runs: Path, config: str) -> Path | None:
     """The folder of the config's finished run, if there is one."""
     named = runs / workdir.run_name(config)
-    seeds = sorted(named.glob("seed-*"), key=lambda folder: int(folder.name[5:]))
-    return next((each for each in (named, *seeds) if (each / program.SCORES).exists()), None)
+    seeds = [each for each in named.glob("seed-*") if each.name[5:].isdecimal()]
+    folders = named, *sorted(seeds, key=lambda folder: int(folder.name[5:]))
+    return next((each for each in folders if (each / program.SCORES).exists()), None)

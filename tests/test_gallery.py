@@ -22,6 +22,7 @@ def test_figures_of_finished_runs_are_written_and_the_others_named(tmp_path, cap
     runs, out = tmp_path / "runs", tmp_path / "out"
     finish(runs / run_name(ROLL) / "seed-10", codes=b"ten", walk=b"ten")
     finish(runs / run_name(ROLL) / "seed-2", codes=b"codes", walk=b"walk")
+    finish(runs / run_name(ROLL) / "seed-1-of-mine", codes=b"mine", walk=b"mine")
     unfinished = runs / run_name("mnist_supervised.py") / "figures"
     unfinished.mkdir(parents=True)
     (unfinished / "styles_and_labels.png").write_bytes(b"half")
