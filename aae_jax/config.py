@@ -172,12 +172,17 @@ def use_adam(
 def use_smoothness(config: ConfigDict, start: float, cut: float, end: float) -> None:
     """Smooths q(y|x) from the epoch `start` on, in the given config; `end` epochs in all.
 
+    Where there are labels they are also pulled to equal frequency, all the time: else one digit is
+    found a third too often, another too rarely, and smoothness holds that.
+
     Smoothness makes every cluster of images agree with its majority: begun too early it holds whole
     clusters to the wrong label, begun when most of each is right it corrects the rest (RESULTS.md).
     Rates are constant until the epoch `cut` and a tenth from there. Layers of 500 units take the
     same number of steps in half the time.
     """
     config.phases = (*config.phases, "smoothness")
+    if config.data.labels:
+        config.label.divergence = "total(gan(), balance(10.0))"
     config.train.epochs, config.train.smoothness_start = end, start
     config.train.averaging = 0.999
     for optimizer in config.optimizers.values():

@@ -86,6 +86,4 @@ def get_config(variant: str = "1000") -> ConfigDict:
         optimizer.schedule = "step(0.1, epochs=(12,))"
     if variant.endswith("/best"):
         use_smoothness(config, **SMOOTHNESS[chosen.labels])
-        if chosen.labels:
-            config.label.divergence = "total(gan(), balance(10.0))"
     return config

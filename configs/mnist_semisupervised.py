@@ -52,7 +52,5 @@ def get_config(variant: str = "100") -> ConfigDict:
         optimizer.schedule = "step(0.1, epochs=(12,))"
     if variant.endswith("/best"):
         use_smoothness(config, **SMOOTHNESS[labels])
-        # Else one digit is found a third too often, another too rarely, and smoothness holds that.
-        config.label.divergence = "total(gan(), balance(10.0))"
     config.paper = {"classification error": PAPER[labels]}
     return config
