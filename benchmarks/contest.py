@@ -53,15 +53,19 @@ class Worker:
     """The other end of `benchmarks.worker`."""
 
     def __init__(self, process: subprocess.Popen[str], errors: Path):
-        """Waits until the contender is warm.
+        """Waits for nothing."""
+        self._process, self._errors = process, errors
+
+    def ready(self) -> dict[str, Any]:
+        """Waits until the contender is warm; what it says of itself.
 
         Raises:
             WorkerError: it cannot take part.
         """
-        self._process, self._errors = process, errors
-        self.ready = self._reply()
-        if "missing" in self.ready:
+        reply = self._reply()
+        if "missing" in reply:
             raise NotInstalled(f"not installed: {INSTALL}")
+        return reply
 
     def round(self) -> Round:
         """Lets the contender do a round.
@@ -86,11 +90,7 @@ class Worker:
 
 @contextmanager
 def worker(name: str, workload: Workload, interpreter: str = sys.executable) -> Iterator[Worker]:
-    """A contender in a process of its own, warm, and ended afterwards.
-
-    Raises:
-        WorkerError: it cannot take part.
-    """
+    """A contender in a process of its own, warming up, and ended afterwards."""
     with tempfile.TemporaryDirectory() as folder:
         errors = Path(folder) / "errors.txt"
         with (
@@ -150,18 +150,20 @@ def contest(
         workers = {}
         for name in names:
             who = CONTENDERS[name]
-            if workload.experiment not in who.experiments:
-                continue
-            python = interpreters.get(who.package, sys.executable)
-            try:
+            if workload.experiment in who.experiments:
+                python = interpreters.get(who.package, sys.executable)
                 workers[name] = stack.enter_context(worker(name, workload, python))
+        for name in list(workers):
+            title = f"{workload.title}: {CONTENDERS[name].title}"
+            try:
+                ready = workers[name].ready()
             except WorkerError as error:
                 outcome.absent[name] = str(error)
-                say(f"{workload.title}: {who.title}: {error}")
+                del workers[name]
+                say(f"{title}: {error}")
                 continue
-            ready = workers[name].ready
             outcome.versions[name] = ready["version"]
-            say(f"{workload.title}: {who.title} is warm after {ready['warm_up_seconds']:.0f} s")
+            say(f"{title} is warm after {ready['warm_up_seconds']:.0f} s, beside the others")
         for turn in range(rounds):
             # Another one begins each time: who follows whom may matter.
             order = list(workers)[turn % max(1, len(workers)) :]

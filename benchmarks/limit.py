@@ -4,9 +4,12 @@ limit = seconds of the step's matrix products, each measured alone and hot in th
       + bytes that the optimizers must move / measured memory bandwidth.
 
 Both are measured in two ways on a CPU, by XLA and by NumPy (its own matrix library, and threads),
-of which the faster counts: the limit is the machine's, not that of one library.
+of which the faster counts: the limit is the machine's, not that of one library. An accelerator
+repeats each many times per call, so that nothing waits for the host, and its bandwidth is that of
+arrays too large for its caches, as all optimizers together are.
 """
 
+import functools
 import itertools
 import time
 from collections import Counter
@@ -25,6 +28,8 @@ _FLOAT_BYTES = 4
 # Long enough for the clock, short enough that a round of the limit is no longer than the others'.
 _SECONDS_PER_MEASUREMENT = 0.01
 _MEASUREMENTS = 3
+_REPEATS = 64  # few beside the 0.01 s of a measurement
+_UNCACHED = 2**26  # numbers, a quarter of a gigabyte
 
 
 class Product(NamedTuple):
@@ -154,7 +159,7 @@ def contender(workload: Workload) -> Callable[[], Round]:
         product: [_by_xla(product), *([_by_numpy(product)] if on_cpu else [])] for product in counts
     }
     # As much as an optimizer goes through: what fits in a cache may stay there.
-    size = max(parameters(workload).values())
+    size = max(parameters(workload).values()) if on_cpu else _UNCACHED
     additions = [_xla_addition(size)]
     if on_cpu:
         additions.append(_threaded_addition(size, workload.threads))
@@ -190,14 +195,14 @@ def _operands(product: Product) -> tuple[np.ndarray, np.ndarray]:
 def _by_xla(product: Product) -> Callable[[int], None]:
     axes = {"forward": ((1,), (0,)), "weights": ((0,), (0,)), "inputs": ((1,), (1,))}[product.kind]
     first, second = map(jnp.asarray, _operands(product))
-    multiply = jax.jit(lambda a, b: jax.lax.dot_general(a, b, (axes, ((), ()))))
+    result = jnp.zeros((product.rows, product.columns))
 
-    def calls(count: int) -> None:
-        for _ in range(count):
-            result = multiply(first, second)
-        result.block_until_ready()
+    def multiply(result: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
+        # Tied to the last result, else a compiler would multiply once for all repetitions.
+        a, _ = jax.lax.optimization_barrier((a, result))
+        return jax.lax.dot_general(a, b, (axes, ((), ())))
 
-    return calls
+    return _repeated(multiply, result, first, second)
 
 
 def _by_numpy(product: Product) -> Callable[[int], None]:
@@ -214,15 +219,25 @@ def _by_numpy(product: Product) -> Callable[[int], None]:
 
 
 def _xla_addition(size: int) -> Callable[[int], None]:
+    return _repeated(lambda a, b: a + b, jnp.zeros(size), jnp.ones(size))
+
+
+def _repeated(
+    operation: Callable[..., jax.Array], result: jax.Array, *inputs: jax.Array
+) -> Callable[[int], None]:
+    """Calls of result = operation(result, *inputs); on an accelerator each repeats it."""
+    repeats = 1 if jax.default_backend() == "cpu" else _REPEATS
+
     # Donated: a result in new memory would be a measurement of the allocator.
-    add = jax.jit(lambda a, b: a + b, donate_argnums=0)
-    a, b = jnp.zeros(size), jnp.ones(size)
+    @functools.partial(jax.jit, donate_argnums=0)
+    def several(result: jax.Array, *inputs: jax.Array) -> jax.Array:
+        return jax.lax.fori_loop(0, repeats, lambda _, last: operation(last, *inputs), result)
 
     def calls(count: int) -> None:
-        nonlocal a
-        for _ in range(count):
-            a = add(a, b)
-        a.block_until_ready()
+        nonlocal result
+        for _ in range(-(-count // repeats)):
+            result = several(result, *inputs)
+        result.block_until_ready()
 
     return calls
 
@@ -244,7 +259,7 @@ def _threaded_addition(size: int, threads: int) -> Callable[[int], None]:
 
 
 def _seconds(calls: Callable[[int], None]) -> float:
-    """Of one call: the best of some measurements, as a limit is what can be reached."""
+    """Of one operation: the best of some measurements, as a limit is what can be reached."""
 
     def measured(count: int) -> float:
         began = time.perf_counter()

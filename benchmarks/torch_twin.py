@@ -3,11 +3,14 @@
 The same work as this project's step: data in memory as uint8, shuffled batches by index, the same
 networks, losses and optimizers. Where habits differ the faster one is taken: the encoder runs once
 for both losses of the regularization phase, and the generator's loss leaves the discriminators'
-weights without gradients.
+weights without gradients. On a GPU data and their order live there, and matrix products are TF32,
+as JAX's are by default.
 """
 
+import functools
 import itertools
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -54,9 +57,9 @@ def mlp(inputs: int, width: int, outputs: int) -> nn.Sequential:
 class Twin:
     """Networks, optimizers and the phases of one step."""
 
-    def __init__(self, design: Design, compiled: bool, fused: bool):
-        """Builds everything; `compiled` wraps losses and updates in torch.compile."""
-        self.design = design
+    def __init__(self, design: Design, compiled: str, fused: bool):
+        """Builds everything; losses and updates through torch.compile in the mode `compiled`."""
+        self.design, self.compiled = design, compiled
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         code = design.style_dim + design.labels
         self.encoder = Encoder(design).to(self.device)
@@ -75,11 +78,12 @@ class Twin:
         self.optimizers = {
             name: _optimizer(of, moved[name], fused) for name, of in design.optimizers.items()
         }
-        wrap = torch.compile if compiled else lambda function: function
+        wrap: Callable[..., Any] = lambda function: function  # noqa: E731
         if compiled:
             # The optimizers share the code of `step`, each compiled for its first step and for the
             # others: more versions than PyTorch keeps by default before it falls back to eager.
             torch._dynamo.config.recompile_limit = 64
+            wrap = functools.partial(torch.compile, mode=compiled)
         self.reconstruction_loss = wrap(self._reconstruction_loss)
         self.codes = wrap(self._codes)
         self.discriminator_loss = wrap(self._discriminator_loss)
@@ -89,6 +93,8 @@ class Twin:
 
     def step(self, image: Tensor, labelled: tuple[Tensor, Tensor] | None) -> dict[str, Tensor]:
         """All phases on one batch; the losses."""
+        if self.compiled == "reduce-overhead":
+            torch.compiler.cudagraph_mark_step_begin()
         reconstruction = self._descend("autoencoder", self.reconstruction_loss(image))
         codes = self.codes(image)
         detached = [code.detach() for code in codes]
@@ -149,28 +155,32 @@ class Twin:
         return functional.cross_entropy(logits, label)
 
 
-def contender(
-    workload: Workload, compiled: bool = False, fused: bool = False
-) -> Callable[[], Round]:
+def contender(workload: Workload, compiled: str = "", fused: bool = False) -> Callable[[], Round]:
     """A round of steps.
 
     Args:
         workload: of E1 or E11.
-        compiled: losses and updates through torch.compile.
+        compiled: mode of torch.compile for losses and updates; "" leaves them eager.
         fused: PyTorch's fused optimizers, which are not its default on a CPU.
+
+    Raises:
+        RuntimeError: CUDA graphs (the mode "reduce-overhead") without a CUDA device.
     """
+    if compiled == "reduce-overhead" and not torch.cuda.is_available():
+        raise RuntimeError("CUDA graphs need a CUDA device")
     torch.set_num_threads(workload.threads)
     torch.manual_seed(workload.seed)
+    torch.backends.cuda.matmul.allow_tf32 = True
     twin = Twin(workload.design, compiled, fused)
     images, labels = workloads.examples(workload)
     shown = workloads.labelled_rows(labels, LABELS)
     image = torch.from_numpy(images).flatten(1).to(twin.device)
     label = torch.from_numpy(labels).to(twin.device)
-    rows = batches(torch.arange(len(image)), workload.batch_size)
-    shown_rows = batches(torch.from_numpy(shown), workload.batch_size)
+    rows = batches(torch.arange(len(image), device=twin.device), workload.batch_size)
+    shown_rows = batches(torch.from_numpy(shown).to(twin.device), workload.batch_size)
 
     def inputs(row: Tensor) -> Tensor:
-        return image[row.to(twin.device)].float() / 255
+        return image[row].float() / 255
 
     def one_round() -> Round:
         losses: dict[str, Tensor] = {}
@@ -178,7 +188,7 @@ def contender(
             labelled = None
             if workload.design.labels:
                 chosen = next(shown_rows)
-                labelled = inputs(chosen), label[chosen.to(twin.device)]
+                labelled = inputs(chosen), label[chosen]
             losses = twin.step(inputs(row), labelled)
         readings = {name: loss.item() for name, loss in losses.items()}
         return Round(workload.steps * workload.batch_size, readings)
@@ -191,7 +201,7 @@ def batches(rows: Tensor, size: int) -> Iterator[Tensor]:
     left = rows[:0]
     while True:
         while len(left) < size:
-            left = torch.cat([left, rows[torch.randperm(len(rows))]])
+            left = torch.cat([left, rows[torch.randperm(len(rows), device=rows.device)]])
         yield left[:size]
         left = left[size:]
 

@@ -43,7 +43,14 @@ CONTENDERS = {
         "PyTorch, eager, fused optimizers", "torch_twin", {"fused": True}, "torch", _BOTH
     ),
     "torch_compile": Contender(
-        "PyTorch, torch.compile", "torch_twin", {"compiled": True}, "torch", _BOTH
+        "PyTorch, torch.compile", "torch_twin", {"compiled": "default"}, "torch", _BOTH
+    ),
+    "torch_graphs": Contender(
+        "PyTorch, torch.compile with CUDA graphs",
+        "torch_twin",
+        {"compiled": "reduce-overhead"},
+        "torch",
+        _BOTH,
     ),
     "pythae": Contender("pythae Adversarial_AE", "pythae_trainer", {}, "pythae", ("E1",)),
     "torch_gan": Contender("PyTorch-GAN's joint step", "torch_gan", {}, "torch", ("joint",)),

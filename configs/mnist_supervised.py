@@ -6,8 +6,8 @@ The paper does not say what keeps the label out of the style. An adversary that 
 leaves it there: 56 % of decoded images show the digit asked for. This one sees them, as in section
 2.3, with the same Gaussian for every label. --config.style.label_informed=False goes back.
 
-Seen after 20 epochs, seed 0: 98.5 % of decoded images show the digit asked for; a small MLP reads
-the label from the style for 37 %.
+RESULTS.md has the share of decoded images that show the digit asked for, and of test images whose
+label a small MLP reads from the style.
 """
 
 from ml_collections import ConfigDict
@@ -26,4 +26,5 @@ def get_config() -> ConfigDict:
     config.model.layout = "style_and_given_label"
     config.style.prior = "unconditional(gaussian(15, std=1.0), modes=10)"
     config.style.label_informed = True
+    config.train.epochs = 60.0
     return config

@@ -125,7 +125,9 @@ def assessed(readings, options=PLAIN):
     assert len({score.name for score in scores}) == len(scores)
     assert all(isinstance(each.figure, Figure) and each.caption for each in drawings)
     assert all(np.isfinite(score.value) for score in scores)
-    assert all((score.split, score.paper) == ("test", None) for score in scores)
+    for score in scores:
+        assert score.split == ("valid" if "validation images" in score.name else "test")
+        assert score.paper is None
     return {s.name: s for s in scores}, {each.name: each for each in drawings}
 
 
@@ -342,6 +344,23 @@ def test_the_parzen_score_takes_sigma_from_validation_images(readings_of, drawn)
     error = values.std(ddof=1) / np.sqrt(80)
     assert score.note.startswith(f"± {error:.1f}; 25 samples; sigma {sigma:.3f}")
     assert ("edge" in score.note) == (sigma in (grid[0], grid[-1]))
+
+
+def test_more_samples_are_a_curve_that_begins_with_the_score_of_few(readings_of, monkeypatch):
+    monkeypatch.setattr(assessment, "_PARZEN_BLOCK", 20)
+    readings = readings_of(num_valid=30)
+    few = assessed(readings, Options(20, False))[0]
+    many = assessed(readings, Options(430, False))[0]
+    name = "Parzen log-likelihood"
+    assert [each for each in many if each.startswith(name) and "validation" not in each] == [
+        name,
+        f"{name}, 200 samples",
+        f"{name}, 430 samples",
+    ]
+    assert many[name] == few[name]
+    # Other samples in each block: the same ones again would leave every score where it was.
+    for of in (name, f"{name} of validation images"):
+        assert many[f"{of}, 430 samples"].value != pytest.approx(few[of].value, abs=1e-3)
 
 
 def test_a_judge_trained_on_known_training_images_rates_samples(readings_of, judge, drawn):

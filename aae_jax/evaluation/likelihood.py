@@ -40,14 +40,7 @@ class ParzenScore(NamedTuple):
     sigma: float
     at_edge: bool
     num_samples: int
-
-
-class ParzenCurve(NamedTuple):
-    """The score as samples accumulate: one entry per checkpoint, in nats."""
-
-    num_samples: np.ndarray
-    mean: np.ndarray
-    standard_error: np.ndarray
+    valid_mean: float  # of the validation images, for choosing between models
 
 
 class _Window(NamedTuple):
@@ -205,7 +198,10 @@ def select_sigma(
         ValueError: as `parzen_log_likelihood`, and if a log-likelihood is not finite.
     """
     grid = np.asarray(sigmas, np.float64)
-    values = _log_likelihoods(valid, samples, grid, test_block, sample_block)
+    return _choice(_log_likelihoods(valid, samples, grid, test_block, sample_block), grid)
+
+
+def _choice(values: Float32[np.ndarray, "m k"], grid: np.ndarray) -> SigmaChoice:
     means = values.mean(0, dtype=np.float64)
     if not np.all(np.isfinite(means)):
         raise ValueError("the validation images' log-likelihoods are not finite")
@@ -222,79 +218,73 @@ def parzen_score(
     test_block: int = 1000,
     sample_block: int = 1000,
 ) -> ParzenScore:
-    """The score of the paper's Table 1: sigma from `valid`, mean log-likelihood of `test`.
-
-    Nats per image, with the standard error over the test images (NaN for a single image). Warns
-    when the best sigma lies at the grid's edge, where the score is a lower bound of what a wider
-    grid would give.
+    """The score of the paper's Table 1: `parzen_curve` with all its samples at once.
 
     Raises:
-        ValueError: as `select_sigma`.
+        ValueError: as `parzen_curve`.
     """
-    choice = select_sigma(valid, samples, sigmas, test_block=test_block, sample_block=sample_block)
-    if choice.at_edge:
-        warnings.warn(
-            f"the best Parzen sigma, {choice.sigma:.4g}, is at the edge of the grid tried; "
-            "widen the grid",
-            stacklevel=2,
-        )
-    values = parzen_log_likelihood(
-        test, samples, choice.sigma, test_block=test_block, sample_block=sample_block
-    )
-    mean, standard_error = _mean_and_standard_error(values)
-    return ParzenScore(mean, standard_error, choice.sigma, choice.at_edge, len(samples))
+    blocks = {"test_block": test_block, "sample_block": sample_block}
+    (score,) = parzen_curve(test, valid, [samples], sigmas=sigmas, **blocks)
+    return score
 
 
-def parzen_streaming(
+def parzen_curve(
     test: Float[Array | np.ndarray, "m d"],
+    valid: Float[Array | np.ndarray, "v d"],
     sample_blocks: Iterable[Float[Array | np.ndarray, "_ d"]],
-    sigma: float,
-    checkpoints: Sequence[int] | Int[np.ndarray, " c"] = (),
+    counts: Sequence[int] | Int[np.ndarray, " c"] = (),
+    sigmas: Sequence[float] | Float[np.ndarray, " k"] = PAPER_SIGMAS,
     *,
     test_block: int = 1000,
     sample_block: int = 1000,
-) -> ParzenCurve:
-    """The score at one sigma as samples arrive block by block, none of them kept.
+) -> tuple[ParzenScore, ...]:
+    """The score as samples arrive block by block, none of them kept.
 
-    For the paper's ten million samples. The stream is read up to the last checkpoint, or to its
-    end when there are none; the curve then has one entry, for all its samples. Blocks of one size
-    compile once.
+    For the paper's ten million samples. At each count sigma is chosen anew on `valid`, as more
+    samples suit a narrower kernel. Warns where the best sigma lies at the grid's edge, where the
+    score is a lower bound of what a wider grid would give. Blocks of one size compile once.
 
     Args:
         test: rows to score, [m, d].
-        sample_blocks: arrays [any, d], all with the same d.
-        sigma: the kernel's standard deviation, chosen beforehand on validation images.
-        checkpoints: increasing sample counts at which to read the score; they need not fall
-            between blocks.
-        test_block: test rows worked on at once.
+        valid: validation rows, neither trained on nor tested on, [v, d].
+        sample_blocks: arrays [any, d], all with the same d; read up to the last count.
+        counts: increasing numbers of samples at which to read the score; they need not fall
+            between blocks. By default all there are.
+        sigmas: the grid, in any order; by default the paper's, `logspace(-1, 0, 10)`.
+        test_block: images worked on at once.
         sample_block: samples worked on at once.
 
     Returns:
-        One entry per checkpoint. Should the stream end early, warns, and the last entry is for
-        the samples there were.
+        One score per count, in nats per image, each with the standard error over the test images
+        (NaN for a single image). Should the samples end early, warns, and the last score is of the
+        samples there were.
 
     Raises:
-        ValueError: as `parzen_log_likelihood`; if checkpoints do not increase from at least 1.
+        ValueError: if an array is empty, row lengths differ, a sigma is not positive, counts do
+            not increase from at least 1, or a log-likelihood of the validation images is not
+            finite.
     """
-    stops = np.asarray(checkpoints, np.int64)
+    stops = np.asarray(counts, np.int64)
     if np.any(np.diff(stops, prepend=0) <= 0):
-        raise ValueError(f"checkpoints must be positive and increase, got {stops.tolist()}")
-    sigmas = np.asarray([sigma], np.float64)
-    _check(test, test.shape, sigmas)
-    test = jnp.asarray(test, jnp.float32)
-    window, num_samples, rows = _empty_window(len(test), 1), 0, []
+        raise ValueError(f"counts must be positive and increase, got {stops.tolist()}")
+    grid = np.asarray(sigmas, np.float64)
+    for images in (test, valid):
+        _check(images, images.shape, grid)
+    images = jnp.concatenate([jnp.asarray(each, jnp.float32) for each in (valid, test)])
+    window, num_samples = _empty_window(len(images), len(grid)), 0
+    scores: list[ParzenScore] = []
 
-    def read() -> tuple[int, float, float]:
-        values = _log_likelihood(window, sigmas, num_samples, test.shape[1])
-        return num_samples, *_mean_and_standard_error(values)
+    def read() -> ParzenScore:
+        values = _log_likelihood(window, grid, num_samples, images.shape[1])
+        return _score(values[: len(valid)], values[len(valid) :], grid, num_samples)
 
     for block, start, stop in _pieces(sample_blocks, stops.tolist()):
-        _check(test, block.shape, sigmas)
+        _check(images, block.shape, grid)
         window = _absorb(
             window,
-            test,
+            images,
             block,
-            sigmas.astype(np.float32),
+            grid.astype(np.float32),
             start,
             stop,
             test_block=test_block,
@@ -302,17 +292,37 @@ def parzen_streaming(
         )
         num_samples += stop - start
         if num_samples in stops:
-            rows.append(read())
+            scores.append(read())
     if num_samples == 0:
         raise ValueError("the stream of samples is empty")
-    if len(rows) < len(stops):
+    if len(scores) < len(stops):
         warnings.warn(
-            f"the stream ended after {num_samples} samples, before checkpoint {stops[len(rows)]}",
+            f"the stream ended after {num_samples} samples, before count {stops[len(scores)]}",
             stacklevel=2,
         )
-    if not rows or rows[-1][0] != num_samples:
-        rows.append(read())
-    return ParzenCurve(*(np.asarray(column) for column in zip(*rows, strict=True)))
+    if not scores or scores[-1].num_samples != num_samples:
+        scores.append(read())
+    return tuple(scores)
+
+
+def _score(
+    valid: Float32[np.ndarray, "v k"],
+    test: Float32[np.ndarray, "m k"],
+    grid: np.ndarray,
+    num_samples: int,
+) -> ParzenScore:
+    """Sigma from the validation images' log-likelihoods, and the test images' at that sigma."""
+    choice = _choice(valid, grid)
+    if choice.at_edge:
+        warnings.warn(
+            f"the best Parzen sigma, {choice.sigma:.4g}, is at the edge of the grid tried; "
+            "widen the grid",
+            stacklevel=4,
+        )
+    best = int(choice.mean_log_likelihood.argmax())
+    mean, standard_error = _mean_and_standard_error(test[:, best])
+    valid_mean = float(choice.mean_log_likelihood[best])
+    return ParzenScore(mean, standard_error, choice.sigma, choice.at_edge, num_samples, valid_mean)
 
 
 def _pieces(

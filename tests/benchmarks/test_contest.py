@@ -18,9 +18,13 @@ SMALL = Workload("E1", 2, num_images=4, steps=2, chunk_steps=2, width=2)
 class Scripted:
     """A worker that notes its turns, and fails on one of them."""
 
-    def __init__(self, name, turns, fails_on=None):
-        self.name, self.turns, self.fails_on = name, turns, fails_on
-        self.ready = {"version": f"{name} 1", "warm_up_seconds": 0.0}
+    def __init__(self, name, turns, missing, fails_on):
+        self.name, self.turns, self.missing, self.fails_on = name, turns, missing, fails_on
+
+    def ready(self):
+        if self.missing:
+            raise NotInstalled(f"not installed: {contest.INSTALL}")
+        return {"version": f"{self.name} 1", "warm_up_seconds": 0.0}
 
     def round(self):
         self.turns.append(self.name)
@@ -37,9 +41,7 @@ def scripted(monkeypatch):
     def use(missing=(), fails_on=None):
         @contextlib.contextmanager
         def fake(name, workload, interpreter):
-            if name in missing:
-                raise NotInstalled(f"not installed: {contest.INSTALL}")
-            yield Scripted(name, turns, (fails_on or {}).get(name))
+            yield Scripted(name, turns, name in missing, (fails_on or {}).get(name))
 
         monkeypatch.setattr(contest, "worker", fake)
         monkeypatch.setattr(contest, "_REST_SECONDS", 0.0)
@@ -102,9 +104,9 @@ def test_a_contender_that_cannot_start_gives_its_last_words():
     # "jax" is there, so the worker starts; what it is to train is not.
     with (
         pytest.raises(WorkerError, match=r"failed with status 1: .*nowhere\.npz: no such file"),
-        contest.worker("aae_jax", broken),
+        contest.worker("aae_jax", broken) as started,
     ):
-        pass
+        started.ready()
 
 
 def test_a_round_that_tells_no_time_is_timed():

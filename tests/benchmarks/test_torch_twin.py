@@ -65,7 +65,7 @@ def test_a_step_gives_the_same_losses_and_weights(experiment):
     labelled = batch if workload.design.labels else None
     after, losses = jax.jit(built.step)(state, batch._replace(labelled=labelled))
 
-    twin = torch_twin.Twin(workload.design._replace(input_noise=0.0), compiled=False, fused=False)
+    twin = torch_twin.Twin(workload.design._replace(input_noise=0.0), compiled="", fused=False)
     parts = {
         "encoder": twin.encoder,
         "decoder": twin.decoder,

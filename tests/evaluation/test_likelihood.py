@@ -11,9 +11,9 @@ from scipy.stats import norm
 
 from aae_jax.evaluation.likelihood import (
     PAPER_SIGMAS,
+    parzen_curve,
     parzen_log_likelihood,
     parzen_score,
-    parzen_streaming,
     select_sigma,
 )
 
@@ -123,6 +123,7 @@ def test_score_takes_sigma_from_validation_and_the_mean_from_test():
     assert score.mean == pytest.approx(values.mean(), rel=1e-5)
     assert score.standard_error == pytest.approx(values.std(ddof=1) / np.sqrt(40), rel=1e-4)
     assert (score.at_edge, score.num_samples) == (False, 60)
+    assert score.valid_mean == pytest.approx(oracle(valid, samples, on_valid).mean(), rel=1e-5)
 
 
 def test_score_warns_at_the_edge_only():
@@ -143,42 +144,54 @@ def test_score_of_one_image_has_no_standard_error():
     sizes=st.lists(st.sampled_from([0, 1, 10]), min_size=3, max_size=6).filter(sum),
     data=st.data(),
 )
-def test_streaming_is_the_whole_at_every_checkpoint(sizes, data):
+def test_a_curve_is_the_score_of_the_samples_so_far(sizes, data):
     total = sum(sizes)
-    checkpoints = sorted(data.draw(st.sets(st.integers(1, total), max_size=4)))
-    test, samples = rows(0, 6, 2), rows(1, total, 2)
+    counts = sorted(data.draw(st.sets(st.integers(1, total), max_size=4)))
+    test, valid, samples = rows(0, 6, 2), rows(2, 5, 2), rows(1, total, 2)
     blocks = np.split(samples, np.cumsum(sizes)[:-1])
-    curve = parzen_streaming(test, iter(blocks), 0.4, checkpoints, sample_block=4)
-    expected = [oracle(test, samples[:n], 0.4) for n in checkpoints or [total]]
-    np.testing.assert_array_equal(curve.num_samples, checkpoints or [total])
-    np.testing.assert_allclose(curve.mean, [v.mean() for v in expected], rtol=1e-4)
-    errors = [v.std(ddof=1) / np.sqrt(6) for v in expected]
-    np.testing.assert_allclose(curve.standard_error, errors, rtol=1e-3)
+    sigmas = (0.02, 0.4, 1.5, 50.0)
+    curve = parzen_curve(test, valid, iter(blocks), counts, sigmas, sample_block=4)
+    assert [score.num_samples for score in curve] == (counts or [total])
+    for score in curve:
+        seen = samples[: score.num_samples]
+        best = max(sigmas, key=lambda sigma: oracle(valid, seen, sigma).mean())
+        values = oracle(test, seen, best)
+        assert score.sigma == best
+        assert score.mean == pytest.approx(values.mean(), rel=1e-4)
+        assert score.valid_mean == pytest.approx(oracle(valid, seen, best).mean(), rel=1e-4)
+        assert score.standard_error == pytest.approx(values.std(ddof=1) / np.sqrt(6), rel=1e-3)
 
 
-def test_streaming_stops_reading_at_the_last_checkpoint():
+def test_more_samples_suit_a_narrower_kernel():
+    test, valid, samples = rows(0, 50, 2), rows(1, 50, 2), rows(2, 3000, 2)
+    few, many = parzen_curve(test, valid, [samples], [10, 3000], np.geomspace(0.1, 3, 20))
+    assert many.sigma < few.sigma
+    assert many.mean > few.mean
+
+
+def test_a_curve_stops_reading_at_the_last_count():
     def blocks():
         yield rows(0, 10, 2)
         raise AssertionError("read on")
 
-    curve = parzen_streaming(rows(1, 5, 2), blocks(), 0.5, [4, 10])
-    np.testing.assert_array_equal(curve.num_samples, [4, 10])
+    curve = parzen_curve(rows(1, 5, 2), rows(2, 5, 2), blocks(), [4, 10], (0.5,))
+    assert [score.num_samples for score in curve] == [4, 10]
 
 
-def test_a_stream_that_ends_early_is_read_at_its_end_with_a_warning():
+def test_samples_that_end_early_are_read_at_their_end_with_a_warning():
     blocks = [rows(0, 10, 2), rows(1, 5, 2)]
-    test = rows(2, 5, 2)
-    with pytest.warns(UserWarning, match="15 samples, before checkpoint 100"):
-        curve = parzen_streaming(test, blocks, 0.5, [10, 100])
-    np.testing.assert_array_equal(curve.num_samples, [10, 15])
+    test, valid = rows(2, 5, 2), rows(3, 5, 2)
+    with pytest.warns(UserWarning, match="15 samples, before count 100"):
+        curve = parzen_curve(test, valid, blocks, [10, 100], (0.5,))
+    assert [score.num_samples for score in curve] == [10, 15]
     expected = oracle(test, np.concatenate(blocks), 0.5).mean()
-    assert curve.mean[-1] == pytest.approx(expected, rel=1e-5)
+    assert curve[-1].mean == pytest.approx(expected, rel=1e-5)
 
 
-def test_streaming_needs_no_more_precision_with_many_blocks():
+def test_a_curve_needs_no_more_precision_with_many_blocks():
     test, samples = rows(0, 10, 1), rows(1, 100_000, 1)
-    curve = parzen_streaming(test, np.split(samples, 1000), 0.3)
-    assert curve.mean[0] == pytest.approx(oracle(test, samples, 0.3).mean(), abs=1e-4)
+    (score,) = parzen_curve(test, test, np.split(samples, 1000), sigmas=(0.3,))
+    assert score.mean == pytest.approx(oracle(test, samples, 0.3).mean(), abs=1e-4)
 
 
 @pytest.mark.parametrize("sigma", [0.0, -1.0, np.nan, np.inf])
@@ -186,17 +199,19 @@ def test_sigma_must_be_positive_and_finite(sigma):
     with pytest.raises(ValueError, match="sigma must be positive"):
         parzen_log_likelihood(rows(0, 2, 2), rows(1, 2, 2), sigma)
     with pytest.raises(ValueError, match="sigma must be positive"):
-        parzen_streaming(rows(0, 2, 2), [rows(1, 2, 2)], sigma)
+        parzen_curve(rows(0, 2, 2), rows(2, 2, 2), [rows(1, 2, 2)], sigmas=(sigma,))
 
 
 def test_bad_arrays_are_named():
     with pytest.raises(ValueError, match="at least one"):
         parzen_log_likelihood(rows(0, 2, 2), rows(1, 0, 2), 0.5)
     with pytest.raises(ValueError, match="stream of samples is empty"):
-        parzen_streaming(rows(0, 2, 2), [], 0.5)
-    for checkpoints in ([0, 5], [5, 5], [7, 5]):
-        with pytest.raises(ValueError, match="checkpoints must be positive"):
-            parzen_streaming(rows(0, 2, 2), [rows(1, 2, 2)], 0.5, checkpoints)
+        parzen_curve(rows(0, 2, 2), rows(2, 2, 2), [])
+    with pytest.raises(ValueError, match="at least one"):
+        parzen_curve(rows(0, 2, 2), rows(2, 0, 2), [rows(1, 2, 2)])
+    for counts in ([0, 5], [5, 5], [7, 5]):
+        with pytest.raises(ValueError, match="counts must be positive"):
+            parzen_curve(rows(0, 2, 2), rows(2, 2, 2), [rows(1, 2, 2)], counts)
     with pytest.raises(ValueError, match="not finite"):
         select_sigma(rows(0, 2, 2), np.full((3, 2), np.nan, np.float32))
 
