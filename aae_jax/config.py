@@ -22,6 +22,7 @@ ADDED = (
     "encoder.channels",
     "decoder.channels",
     "data.streaming",
+    "data.paper",
     "optimizers.smoothness",
     "train.smoothness_radius",
     "train.compute_dtype",
@@ -72,6 +73,7 @@ def base() -> ConfigDict:
                 "validation": 300,  # last training images held out, unless the source has some
                 "labels": -1,  # labelled training images, class-balanced; -1 keeps all labels
                 "preprocessing": "unit",  # unit, standardize, standardize_pixels
+                "paper": "",  # the data set of the figures in `paper`, a word of its source
                 "stand_in_for": "",  # the paper's data set, where this is another one
             },
             "model": {
@@ -140,7 +142,8 @@ def base() -> ConfigDict:
                 "parzen_samples": 0,
                 "sample_quality": False,  # Frechet, kernel distance, precision and recall
             },
-            # Published figures to print beside the scores, by score name.
+            # Published figures, by score name, to print beside scores on data whose source has the
+            # word data.paper, or which stand in for these.
             "paper": {},
         }
     )
@@ -198,7 +201,7 @@ def use_smoothness(config: ConfigDict, start: float, cut: float, end: float) -> 
 def mnist() -> ConfigDict:
     """What the paper's MNIST experiments share: data, batches, the label-free optimizers."""
     config = base()
-    config.data.source = "tfds:mnist"
+    config.data.source, config.data.paper = "tfds:mnist", "mnist"
     config.data.validation = 10_000  # train[50000:]
     config.train.epochs = 20.0
     config.evaluation.samples = 5000
@@ -209,7 +212,7 @@ def mnist() -> ConfigDict:
 def svhn() -> ConfigDict:
     """What the paper's SVHN experiments share: data and the networks of appendix A.2.2."""
     config = base()
-    config.data.source = "tfds:svhn_cropped"
+    config.data.source, config.data.paper = "tfds:svhn_cropped", "svhn_cropped"
     config.data.validation = 1000
     config.data.preprocessing = "standardize_pixels"
     config.model.style_dim = 20

@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import os
+import re
 import sys
 import time
 import traceback
@@ -332,10 +333,13 @@ def _readings(run: Run, state: TrainState) -> Readings:
 
 
 def _beside_paper(score: Score, config: ConfigDict) -> Score:
-    stand_in = config.data.stand_in_for
-    note = f"{config.data.source.split(':')[0]} stands in for {stand_in}" if stand_in else ""
+    stand_in, source = config.data.stand_in_for, config.data.source
+    note = f"{source.split(':')[0]} stands in for {stand_in}" if stand_in else ""
+    # Figures on MNIST mean nothing beside somebody's own images.
+    words = {"", *re.split(r"[^a-z0-9_]+", source.lower())}
+    published = config.paper if stand_in or config.data.paper in words else {}
     return score._replace(
-        paper=config.paper.get(score.name),
+        paper=published.get(score.name),
         note="; ".join(part for part in (score.note, note) if part),
     )
 

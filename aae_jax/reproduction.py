@@ -62,7 +62,7 @@ def recipe_digest(config: ConfigDict) -> str:
         kind, _, place = recipe.data.source.partition(":")
         recipe.data.source = f"{kind}:{Path(place).name}"
         recipe.data.download, recipe.data.data_dir = False, ""
-        recipe.experiment, recipe.title, recipe.paper = "", "", {}
+        recipe.experiment, recipe.title, recipe.paper, recipe.data.paper = "", "", {}, ""
     return digest(recipe)
 
 

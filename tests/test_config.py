@@ -86,6 +86,7 @@ def test_the_base_config_has_the_rates_of_appendix_a_2_1():
 def test_mnist_differs_from_base_only_in_data_length_and_scores():
     changes = differences(base().to_dict(), mnist().to_dict())
     assert [change.split(":")[0] for change in changes] == [
+        "data.paper",
         "data.source",
         "data.validation",
         "evaluation.sample_quality",
@@ -508,6 +509,7 @@ def test_every_rule_is_about_a_field_of_the_base_config():
     assert set(config_module._RULES) <= set(LEAVES)
     # What has no rule is checked where it is built (experiment.py), read (data) or only printed.
     free = {"experiment", "title", "init_from", "data.data_dir", "data.stand_in_for"}
+    free.add("data.paper")
     free |= {f"{net}.init" for net in ("encoder", "decoder", "discriminator")}
     free |= {f"{part}.{field}" for part in ("style", "label") for field in ("prior", "divergence")}
     free |= {field for field in LEAVES if field.endswith(".schedule")}

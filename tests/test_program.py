@@ -10,6 +10,7 @@ import pytest
 import aae_jax
 from aae_jax import program
 from aae_jax.config import ConfigError, base
+from aae_jax.report import Score
 from aae_jax.train import TrainingError
 from aae_jax.workdir import WorkdirError
 
@@ -100,3 +101,25 @@ def test_fit_raises_what_the_command_line_prints(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(program, "prepare", prepare_and_be_stopped)
     with pytest.raises(TrainingError, match="stopped by SIGTERM"):
         aae_jax.fit(short(), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("source", "stand_in_for", "printed"),
+    [
+        ("idx:/somewhere/MNIST/raw", "", "1.90"),
+        ("tfds:mnist", "", "1.90"),
+        ("npz:mine.npz", "", None),
+        ("folder:notmnist", "", None),
+        ("tfds:fashion_mnist", "", None),
+        ("npz:mine.npz", "MNIST", "1.90"),
+    ],
+)
+def test_the_papers_figures_stand_beside_scores_on_the_papers_data(source, stand_in_for, printed):
+    config = base()
+    with config.unlocked():
+        config.data.update({"source": source, "stand_in_for": stand_in_for, "paper": "mnist"})
+        config.paper = {"classification error": "1.90"}
+    score = Score("classification error", 7.0, "%", "lower", None, note="of all")
+    shown = program._beside_paper(score, config)
+    assert shown.paper == printed
+    assert shown.note == ("of all; npz stands in for MNIST" if stand_in_for else "of all")
