@@ -134,7 +134,7 @@ def memory(arguments: argparse.Namespace) -> Rows:
             workload = _workload(arguments)._replace(num_images=images, steps=20, chunk_steps=10)
             ours.write_examples(workload, data)
             with worker("aae_jax", workload._replace(data_file=str(data))) as process:
-                peak = process.ready["peak_megabytes"]
+                peak = process.ready()["peak_megabytes"]
         megabytes = images * workload.design.side**2 / 1e6
         told = "unknown here" if peak is None else f"{peak:,.0f} MB"
         yield f"peak memory, {images:,} images ({megabytes:,.0f} MB)", told

@@ -223,8 +223,9 @@ def parzen_score(
     Raises:
         ValueError: as `parzen_curve`.
     """
-    blocks = {"test_block": test_block, "sample_block": sample_block}
-    (score,) = parzen_curve(test, valid, [samples], sigmas=sigmas, **blocks)
+    (score,) = parzen_curve(
+        test, valid, [samples], sigmas=sigmas, test_block=test_block, sample_block=sample_block
+    )
     return score
 
 
