@@ -7,9 +7,9 @@
 
 Appendix A.1 gives the networks and the prior, not the optimizer. The adversarial autoencoder has
 the SGD and the initial weights of the paper's other experiments, with rates that fall to zero.
-What it is compared with has the same networks and Adam, which serves each of them better: the
-variational autoencoder, the autoencoder matched by MMD, and the one that follows no prior, which is
-sampled from a Gaussian fitted to its training codes.
+What it is compared with has the same networks and Adam, by which the first two reconstruct
+validation images better: the variational autoencoder, the autoencoder matched by MMD, and the one
+that follows no prior, which is sampled from a Gaussian fitted to its training codes.
 """
 
 from ml_collections import ConfigDict
