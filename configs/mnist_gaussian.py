@@ -2,8 +2,7 @@
 
 python -m aae_jax.main --config configs/mnist_gaussian.py
 
-Seen after 20 epochs, 7 min on two CPU cores, seed 0: sliced Wasserstein distance of codes and prior
-0.081 (in the prior's std), reconstruction 13.9 nats.
+20 epochs take 7 minutes on two CPU cores. RESULTS.md has the distances of codes and prior.
 """
 
 from ml_collections import ConfigDict

@@ -3,8 +3,7 @@
 python -m aae_jax.main --config configs/mnist_vae.py:gaussian
 python -m aae_jax.main --config configs/mnist_vae.py:mixture
 
-Seen after 20 epochs, seed 0: sliced Wasserstein distance of codes and prior 0.070 and 0.247,
-reconstruction 15.9 nats with both.
+RESULTS.md has the distances of codes and prior beside those of the adversarial autoencoder.
 """
 
 from ml_collections import ConfigDict
