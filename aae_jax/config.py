@@ -187,7 +187,7 @@ def use_smoothness(config: ConfigDict, start: float, cut: float, end: float) -> 
     """
     config.phases = (*config.phases, "smoothness")
     if config.data.labels:
-        config.label.divergence = "total(gan(), balance(10.0))"
+        use_balance(config)
     config.train.epochs, config.train.smoothness_start = end, start
     config.train.averaging = 0.999
     for optimizer in config.optimizers.values():
@@ -196,6 +196,11 @@ def use_smoothness(config: ConfigDict, start: float, cut: float, end: float) -> 
     smoothness.learning_rate, smoothness.schedule = 0.03, f"step(0.1, epochs=({cut - start:g},))"
     for network in ("encoder", "decoder", "discriminator"):
         config[network].widths = (500, 500)
+
+
+def use_balance(config: ConfigDict) -> None:
+    """Pulls labels to equal frequency beside their adversary, in the given config."""
+    config.label.divergence = "total(gan(), balance(10.0))"
 
 
 def mnist() -> ConfigDict:

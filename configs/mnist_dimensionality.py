@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from aae_jax.config import ConfigError, mnist, use_smoothness
+from aae_jax.config import ConfigError, mnist, use_balance, use_smoothness
 
 
 class Variant(NamedTuple):
@@ -87,5 +87,5 @@ def get_config(variant: str = "1000") -> ConfigDict:
     if variant.endswith("/best"):
         use_smoothness(config, **SMOOTHNESS[chosen.labels])
         # Also without labels: else half of twenty heads have no images.
-        config.label.divergence = "total(gan(), balance(10.0))"
+        use_balance(config)
     return config
