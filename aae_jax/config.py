@@ -174,6 +174,14 @@ def use_adam(
         config[network].init = "he_normal()"
 
 
+def use_vae(config: ConfigDict) -> None:
+    """The variational autoencoder in the given config: the KL term in the adversary's place."""
+    config.model.posterior = "gaussian"
+    config.style.divergence = ""
+    config.phases = ("reconstruction",)
+    config.penalties.kl = 1.0
+
+
 def use_smoothness(config: ConfigDict, start: float, cut: float, end: float) -> None:
     """Smooths q(y|x) from the epoch `start` on, in the given config; `end` epochs in all.
 

@@ -58,7 +58,8 @@ def of_seed(config: ConfigDict, seed: int) -> ConfigDict:
 def recipe_digest(config: ConfigDict) -> str:
     """A fingerprint of what decides a score, but for the seed: not names, nor where data lie.
 
-    Nor how many samples the Parzen estimator goes on to: it scores fewer on the way.
+    Nor which scores come beside the others: those of samples, and of the Parzen estimator, which
+    scores fewer samples on the way to many.
     """
     recipe = of_seed(config, 0)
     with recipe.unlocked():
@@ -66,7 +67,7 @@ def recipe_digest(config: ConfigDict) -> str:
         recipe.data.source = f"{kind}:{Path(place).name}"
         recipe.data.download, recipe.data.data_dir = False, ""
         recipe.experiment, recipe.title, recipe.paper, recipe.data.paper = "", "", {}, ""
-        recipe.evaluation.parzen_samples = 0
+        recipe.evaluation.parzen_samples, recipe.evaluation.sample_quality = 0, False
     return digest(recipe)
 
 

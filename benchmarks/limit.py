@@ -11,6 +11,7 @@ arrays too large for its caches, as all optimizers together are.
 
 import functools
 import itertools
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -24,6 +25,7 @@ import numpy as np
 from benchmarks.workload import Round, Workload
 
 Layers = Sequence[tuple[int, int]]  # inputs and outputs of fully connected layers
+Calls = Callable[[int], int]  # do an operation so many times or somewhat more; how many times
 _FLOAT_BYTES = 4
 # Long enough for the clock, short enough that a round of the limit is no longer than the others'.
 _SECONDS_PER_MEASUREMENT = 0.01
@@ -192,7 +194,7 @@ def _operands(product: Product) -> tuple[np.ndarray, np.ndarray]:
     return rng.standard_normal(first, np.float32), rng.standard_normal(second, np.float32)
 
 
-def _by_xla(product: Product) -> Callable[[int], None]:
+def _by_xla(product: Product) -> Calls:
     axes = {"forward": ((1,), (0,)), "weights": ((0,), (0,)), "inputs": ((1,), (1,))}[product.kind]
     first, second = map(jnp.asarray, _operands(product))
     result = jnp.zeros((product.rows, product.columns))
@@ -205,26 +207,25 @@ def _by_xla(product: Product) -> Callable[[int], None]:
     return _repeated(multiply, result, first, second)
 
 
-def _by_numpy(product: Product) -> Callable[[int], None]:
+def _by_numpy(product: Product) -> Calls:
     first, second = _operands(product)
     first = first.T if product.kind == "weights" else first
     second = second.T if product.kind == "inputs" else second
     out = np.empty((product.rows, product.columns), np.float32)
 
-    def calls(count: int) -> None:
+    def calls(count: int) -> int:
         for _ in range(count):
             np.matmul(first, second, out=out)
+        return count
 
     return calls
 
 
-def _xla_addition(size: int) -> Callable[[int], None]:
+def _xla_addition(size: int) -> Calls:
     return _repeated(lambda a, b: a + b, jnp.zeros(size), jnp.ones(size))
 
 
-def _repeated(
-    operation: Callable[..., jax.Array], result: jax.Array, *inputs: jax.Array
-) -> Callable[[int], None]:
+def _repeated(operation: Callable[..., jax.Array], result: jax.Array, *inputs: jax.Array) -> Calls:
     """Calls of result = operation(result, *inputs); on an accelerator each repeats it."""
     repeats = 1 if jax.default_backend() == "cpu" else _REPEATS
 
@@ -233,16 +234,18 @@ def _repeated(
     def several(result: jax.Array, *inputs: jax.Array) -> jax.Array:
         return jax.lax.fori_loop(0, repeats, lambda _, last: operation(last, *inputs), result)
 
-    def calls(count: int) -> None:
+    def calls(count: int) -> int:
         nonlocal result
-        for _ in range(-(-count // repeats)):
+        times = math.ceil(count / repeats)
+        for _ in range(times):
             result = several(result, *inputs)
         result.block_until_ready()
+        return times * repeats
 
     return calls
 
 
-def _threaded_addition(size: int, threads: int) -> Callable[[int], None]:
+def _threaded_addition(size: int, threads: int) -> Calls:
     a, b, c = np.zeros(size, np.float32), np.ones(size, np.float32), np.empty(size, np.float32)
     bounds = np.linspace(0, size, threads + 1).astype(int)
     parts = [slice(first, last) for first, last in itertools.pairwise(bounds)]
@@ -251,23 +254,26 @@ def _threaded_addition(size: int, threads: int) -> Callable[[int], None]:
     def part(of: slice) -> None:
         np.add(a[of], b[of], out=c[of])
 
-    def calls(count: int) -> None:
+    def calls(count: int) -> int:
         for _ in range(count):
             list(pool.map(part, parts))
+        return count
 
     return calls
 
 
-def _seconds(calls: Callable[[int], None]) -> float:
+def _seconds(calls: Calls) -> float:
     """Of one operation: the best of some measurements, as a limit is what can be reached."""
 
-    def measured(count: int) -> float:
+    def measured(count: int) -> tuple[float, float]:
+        """Seconds of all, and of one."""
         began = time.perf_counter()
-        calls(count)
-        return time.perf_counter() - began
+        done = calls(count)
+        seconds = time.perf_counter() - began
+        return seconds, seconds / done
 
     measured(1)
     count = 1
-    while (seconds := measured(count)) < _SECONDS_PER_MEASUREMENT:
-        count *= max(2, min(100, round(_SECONDS_PER_MEASUREMENT / max(seconds, 1e-9))))
-    return min(seconds, *(measured(count) for _ in range(_MEASUREMENTS - 1))) / count
+    while (first := measured(count))[0] < _SECONDS_PER_MEASUREMENT:
+        count *= max(2, min(100, round(_SECONDS_PER_MEASUREMENT / max(first[0], 1e-9))))
+    return min(first[1], *(measured(count)[1] for _ in range(_MEASUREMENTS - 1)))

@@ -17,7 +17,7 @@ from configs import mnist_gaussian, mnist_semisupervised
 LABELS = 100
 
 
-def config_of(workload: Workload, source: str) -> ConfigDict:
+def config_of(workload: Workload, source: str, compute_dtype: str = "float32") -> ConfigDict:
     """The config of a workload on `source`: the published one at the workload's sizes."""
     config = _EXPERIMENTS[workload.experiment]()
     width = workload.design.width
@@ -29,18 +29,19 @@ def config_of(workload: Workload, source: str) -> ConfigDict:
     config.data.source, config.data.validation = source, 0
     config.train.batch_size = config.train.labelled_batch_size = workload.batch_size
     config.train.chunk_steps = workload.chunk_steps
+    config.train.compute_dtype = compute_dtype
     config.train.epochs = 1000.0  # rates that fall to zero shall not do so in a contest
     return config
 
 
-def prepared(workload: Workload) -> train.Run:
+def prepared(workload: Workload, compute_dtype: str = "float32") -> train.Run:
     """The workload as a run of this project."""
     if workload.data_file:
-        return train.prepare(config_of(workload, f"npz:{workload.data_file}"))
+        return train.prepare(config_of(workload, f"npz:{workload.data_file}", compute_dtype))
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "images.npz"
         write_examples(workload, file)
-        return train.prepare(config_of(workload, f"npz:{file}"))
+        return train.prepare(config_of(workload, f"npz:{file}", compute_dtype))
 
 
 def write_examples(workload: Workload, file: Path) -> None:
@@ -49,9 +50,9 @@ def write_examples(workload: Workload, file: Path) -> None:
     np.savez(file, x_train=image, y_train=label, x_test=image[-100:], y_test=label[-100:])
 
 
-def contender(workload: Workload) -> Callable[[], Round]:
+def contender(workload: Workload, compute_dtype: str = "float32") -> Callable[[], Round]:
     """A round of chunks, each dispatched before the metrics of the one before are read."""
-    run = prepared(workload)
+    run = prepared(workload, compute_dtype)
     advance, chunks = train.mapped_chunk(run), train.chunks_from(run, 0)
     state = train.initial_state(run)
 

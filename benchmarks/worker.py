@@ -38,6 +38,13 @@ class Contender(NamedTuple):
 _BOTH = ("E1", "E11")
 CONTENDERS = {
     "aae_jax": Contender("this project", "ours", {}, "jax", (*_BOTH, "joint")),
+    "aae_jax_bfloat16": Contender(
+        "this project, hidden layers in bfloat16",
+        "ours",
+        {"compute_dtype": "bfloat16"},
+        "jax",
+        _BOTH,
+    ),
     "torch": Contender("PyTorch, eager", "torch_twin", {}, "torch", _BOTH),
     "torch_fused": Contender(
         "PyTorch, eager, fused optimizers", "torch_twin", {"fused": True}, "torch", _BOTH

@@ -45,5 +45,5 @@ def get_config(variant: str = "16") -> ConfigDict:
             ]
         }
     if variant.endswith("/best"):
-        use_smoothness(config, start=20.0, cut=28.0, end=32.0)
+        use_smoothness(config, start=80.0, cut=104.0, end=112.0)
     return config

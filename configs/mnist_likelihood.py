@@ -14,7 +14,7 @@ that follows no prior, which is sampled from a Gaussian fitted to its training c
 
 from ml_collections import ConfigDict
 
-from aae_jax.config import ConfigError, mnist, use_adam
+from aae_jax.config import ConfigError, mnist, use_adam, use_vae
 
 VARIANTS = {
     "aae": "Adversarial autoencoder",
@@ -41,10 +41,7 @@ def get_config(variant: str = "aae") -> ConfigDict:
     else:
         use_adam(config, autoencoder=1e-3, discriminator=2e-3, generator=1e-3)
     if variant == "vae":
-        config.model.posterior = "gaussian"
-        config.style.divergence = ""
-        config.phases = ("reconstruction",)
-        config.penalties.kl = 1.0
+        use_vae(config)
     if variant == "mmd":
         config.style.divergence = "mmd(scale=5.0)"
     if variant == "ae":

@@ -8,7 +8,7 @@ RESULTS.md has the distances of codes and prior beside those of the adversarial 
 
 from ml_collections import ConfigDict
 
-from aae_jax.config import ConfigError, mnist, use_adam
+from aae_jax.config import ConfigError, mnist, use_adam, use_vae
 
 PRIORS = {"gaussian": "gaussian(2, std=5.0)", "mixture": "petals(modes=10, scale=4.0)"}
 
@@ -21,9 +21,6 @@ def get_config(variant: str = "gaussian") -> ConfigDict:
     use_adam(config, autoencoder=1e-3)
     config.experiment = "E3"
     config.title = f"Variational autoencoder on MNIST, {variant} prior (Fig 2 c, d)"
-    config.model.posterior = "gaussian"
+    use_vae(config)
     config.style.prior = PRIORS[variant]
-    config.style.divergence = ""
-    config.phases = ("reconstruction",)
-    config.penalties.kl = 1.0
     return config

@@ -1,5 +1,7 @@
 """The operations and bytes that the limit rests on."""
 
+import time
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -97,3 +99,22 @@ def test_the_limit_of_a_small_step_is_measured(monkeypatch):
     assert done.seconds is not None
     milliseconds = sum(value for name, value in done.readings.items() if name.startswith("ms"))
     assert done.seconds == pytest.approx(3 * milliseconds / 1e3)
+
+
+def test_operations_that_are_repeated_in_one_call_are_timed_one_by_one(monkeypatch):
+    monkeypatch.setattr(limit, "_SECONDS_PER_MEASUREMENT", 1e-3)
+
+    def calls(count):
+        done = 0
+        while done < count:
+            time.sleep(2e-3)
+            done += 64
+        return done
+
+    assert 2e-3 / 64 <= limit._seconds(calls) < 1e-3
+
+
+@pytest.mark.parametrize("repeats", [1, 64])
+def test_an_operation_says_how_often_it_was_done(monkeypatch, repeats):
+    monkeypatch.setattr(limit.jax, "default_backend", lambda: "cpu" if repeats == 1 else "gpu")
+    assert limit._xla_addition(3)(65) == (65 if repeats == 1 else 128)
