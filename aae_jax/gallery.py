@@ -29,7 +29,7 @@ PLATES = (
     Plate("fig4c_swiss_roll_codes", "mnist_label_informed.py:swiss_roll", "codes"),
     Plate("fig4d_swiss_roll_images", "mnist_label_informed.py:swiss_roll", "walk"),
     Plate("fig5a_mnist_samples", "mnist_likelihood.py:aae", "samples"),
-    Plate("fig5b_faces_samples", "faces_likelihood.py", "samples"),
+    Plate("fig5b_faces_samples", "faces_likelihood.py:aae", "samples"),
     Plate("fig7a_mnist_styles", "mnist_supervised.py", "styles_and_labels"),
     Plate("fig7b_svhn_styles", "svhn_supervised.py", "styles_and_labels"),
     Plate("e11_styles_100_labels", "mnist_semisupervised.py:100/best", "styles_and_labels"),

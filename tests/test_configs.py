@@ -23,7 +23,7 @@ FILES = sorted(path.stem for path in FOLDER.glob("*.py"))
 # Its variants, as a person finds them in the docstring; the first is the default.
 VARIANTS = {
     "digits": [None],
-    "faces_likelihood": [None],
+    "faces_likelihood": ["aae", "vae", "mmd"],
     "folder_images": [None],
     "mnist_autoencoder": [None],
     "mnist_classifier": ["100", "1000", "all"],
@@ -144,7 +144,9 @@ def test_a_config_builds_and_initialises(name, variant):
         dense(a, b) for a, b in zip((inputs, *widths), (*widths, outputs), strict=True)
     )
     assert set(params["discriminator"]) == {
-        part for part in ("style", "label") if config[part].divergence not in ("", "mmd(scale=5.0)")
+        part
+        for part in ("style", "label")
+        if config[part].divergence not in ("", "mmd(scale=5.0)", "mmd(scale=10.0)")
     }
 
 
@@ -288,7 +290,9 @@ def test_the_best_recipe_smooths_labels_late_and_cuts_all_rates_at_one_epoch(nam
             # An optimizer counts its own steps, and smoothness begins late.
             cuts["smoothness"] += config.train.smoothness_start
             (cut,) = set(cuts.values())
-            assert 0 < config.train.smoothness_start < cut < config.train.epochs
+            assert config.train.smoothness_start < cut < config.train.epochs
+            # With all labels no cluster of images can be held to a wrong one.
+            assert (config.train.smoothness_start == 0) == (config.data.labels < 0)
 
 
 @pytest.mark.parametrize("name", [name for name in FILES if name.startswith("mnist")])
