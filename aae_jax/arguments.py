@@ -74,7 +74,8 @@ def _check_array(array: Any, name: str, expected: str) -> None:
         raise InferenceError(
             f"{name}: traced by JAX; call this outside of jit, grad and vmap, or use `coder` there"
         )
-    if not isinstance(array, np.ndarray | jax.Array):
+    # The arithmetic below would not see the mask.
+    if isinstance(array, np.ma.MaskedArray) or not isinstance(array, np.ndarray | jax.Array):
         raise InferenceError(
             f"{name}: a {type(array).__name__}; expected a NumPy or JAX array, {expected}"
         )

@@ -19,7 +19,7 @@ import hashlib
 import math
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +104,10 @@ class _Estimator(BaseEstimator):
     def _config(self, X: np.ndarray, label: Int32[np.ndarray, "n"]) -> ConfigDict:
         for name in ("style_dim", "steps", "batch_size"):
             check_whole(getattr(self, name), name, 1)
+        if isinstance(self.widths, str) or not isinstance(self.widths, Iterable):
+            raise ValueError(
+                f"widths is {self.widths!r}; allowed: one number for each hidden layer"
+            )
         config = base()
         config.title = type(self).__name__
         # Another folder for other data, though the rest of the config is the same.
@@ -134,6 +138,11 @@ class _Estimator(BaseEstimator):
         """X, and y if given, as scikit-learn checks them."""
         is_image = getattr(X, "dtype", None) == np.uint8 and X.ndim > 2
         dtype = np.uint8 if is_image else np.float32
+        if len(np.shape(X)) > 4:
+            raise ValueError(
+                f"X: {list(np.shape(X))}; allowed: rows [n, features], images [n, h, w] or "
+                "[n, h, w, c]"
+            )
         return validate_data(self, X, dtype=dtype, allow_nd=True, **more)
 
     def _new(self, X: Any) -> np.ndarray:
@@ -188,6 +197,10 @@ class AAEClassifier(ClassifierMixin, _Estimator):
             WorkdirError: the workdir belongs to other data or parameters.
         """
         X, y = self._checked(X, y=y, ensure_min_samples=2)
+        if y.dtype.kind == "U" and (y == "-1").any():
+            raise ValueError(
+                'y: "-1" is a text; unknown is the number -1, in an array of dtype object'
+            )
         known = y != -1
         check_classification_targets(y[known])
         classes, codes = np.unique(y[known], return_inverse=True)

@@ -299,9 +299,9 @@ def trained(
         """(key, n, mode=None) -> n images; see `Trained`."""
         if key is None:
             raise InferenceError("key: missing; give jax.random.key(seed)")
-        check_whole(n, "n", 0)
+        check_whole(n, "n", 0, 2**31 - 1)
         if mode is not None and not takes_label and prior.sample_mode is None:
-            raise InferenceError(f"mode: the prior {config.style.prior} has none; give none")
+            raise InferenceError(f"mode: the prior {config.style.prior} has no modes; give none")
         if mode is not None:
             what, count = (labels, model.num_labels) if takes_label else ("modes", prior.num_modes)
             check_whole(mode, "mode", 0, count - 1, f" ({what})")

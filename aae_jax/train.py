@@ -167,10 +167,8 @@ def train(
         ):
             outcome = _loop(run, state, chunks, manager, recorder, terminated, seconds)
         if not outcome.finished:
-            say(
-                f"stopped by SIGTERM at step {int(outcome.state.step)}; the checkpoint is saved, "
-                "the same command goes on from there"
-            )
+            kept = "; the checkpoint is saved, the same command goes on from there"
+            say(f"stopped by SIGTERM at step {int(outcome.state.step)}{kept if record else ''}")
         return outcome
     finally:
         checkpoints.close(manager)

@@ -100,7 +100,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             contestants = classifiers(seed, options.config)
             for name in names:
                 errors[name].append(error_percent(contestants[name], trial))
-        shown = [f"{np.mean(e):.1f} ± {np.std(e) / np.sqrt(len(e)):.1f}" for e in errors.values()]
+        shown = [
+            f"{np.mean(e):.1f} ± {np.std(e, ddof=1) / np.sqrt(len(e)):.1f}" for e in errors.values()
+        ]
         cells = [table, len(trial.X), TABLES[table][1], *shown]
         print("| " + " | ".join(map(str, cells)) + " |", flush=True)
 
