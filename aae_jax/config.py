@@ -236,6 +236,7 @@ def svhn() -> ConfigDict:
     config.encoder.input_dropout = 0.2
     config.decoder.output = "linear"
     config.train.epochs = 50.0
+    config.evaluation.sample_quality = True
     return config
 
 

@@ -44,6 +44,7 @@ def get_config(variant: str = "aae") -> ConfigDict:
     config.train.epochs = 50.0
     config.evaluation.samples = 3500
     config.evaluation.parzen_samples = 10_000
+    config.evaluation.sample_quality = True
     if variant == "vae":
         use_vae(config)
     if variant == "mmd":

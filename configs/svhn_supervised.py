@@ -23,5 +23,4 @@ def get_config() -> ConfigDict:
     config.style.prior = "unconditional(gaussian(20, std=1.0), modes=10)"
     config.style.label_informed = True
     use_adam(config, autoencoder=1e-3, discriminator=2e-3, generator=1e-3)
-    config.evaluation.sample_quality = True
     return config

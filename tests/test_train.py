@@ -239,6 +239,18 @@ def test_four_devices_give_the_curve_of_one(config_of, whole, tmp_path):
 # Stopping and going on.
 
 
+def test_only_a_run_that_keeps_a_checkpoint_says_so_when_it_is_stopped(
+    config_of, tmp_path, monkeypatch
+):
+    stopped = contextlib.nullcontext(lambda: True)
+    monkeypatch.setattr(train, "termination", lambda: stopped)
+    run, lines = train.prepare(config_of(), jax.devices()[:1]), []
+    assert not train.train(run, tmp_path, say=lines.append, record=False).finished
+    assert re.fullmatch(r"stopped by SIGTERM at step \d+", lines[-1])
+    assert not train.train(run, tmp_path, say=lines.append).finished
+    assert "the same command goes on from there" in lines[-1]
+
+
 class Died(BaseException):
     """In the place of SIGKILL: nothing may catch it."""
 
