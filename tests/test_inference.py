@@ -343,7 +343,6 @@ def test_many_threads_get_what_one_gets(saved):
             model.reconstruct(image[-n:]),
             model.decode(model.encode(image[:n]).style, i % CLASSES),
             model.interpolate(image[0], image[-1], 1 + n),
-            model.cluster(image[:n]),
         )
 
     with ThreadPoolExecutor(32) as pool:  # nothing is compiled yet
