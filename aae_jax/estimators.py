@@ -138,12 +138,14 @@ class _Estimator(BaseEstimator):
         """X, and y if given, as scikit-learn checks them."""
         is_image = getattr(X, "dtype", None) == np.uint8 and X.ndim > 2
         dtype = np.uint8 if is_image else np.float32
-        if len(np.shape(X)) > 4:
+        checked = validate_data(self, X, dtype=dtype, allow_nd=True, **more)
+        rows = checked[0] if isinstance(checked, tuple) else checked
+        if rows.ndim > 4:
             raise ValueError(
-                f"X: {list(np.shape(X))}; allowed: rows [n, features], images [n, h, w] or "
+                f"X: {list(rows.shape)}; allowed: rows [n, features], images [n, h, w] or "
                 "[n, h, w, c]"
             )
-        return validate_data(self, X, dtype=dtype, allow_nd=True, **more)
+        return checked
 
     def _new(self, X: Any) -> np.ndarray:
         """X of a fitted estimator, as its model takes it."""
