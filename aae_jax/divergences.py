@@ -272,6 +272,6 @@ def _entropy(distribution: Float[Array, "... labels"]) -> Float[Array, "..."]:
 
 
 def _score_both(critic: Critic, prior_codes: Codes, codes: Codes) -> tuple[Scores, Scores]:
-    # One product over both batches is faster than two over half as many rows.
+    # One product over both batches: on a CPU as fast as two, on a GPU half as many kernels.
     scores = critic(jnp.concatenate([prior_codes, codes]))
     return scores[: prior_codes.shape[0]], scores[prior_codes.shape[0] :]
