@@ -8,7 +8,7 @@ import difflib
 import hashlib
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from ml_collections import ConfigDict
 
@@ -17,6 +17,12 @@ OPTIMIZER_NAMES = ("autoencoder", "discriminator", "generator", "classifier", "s
 STREAMED = ("tfds", "folder")  # data sources whose training images can stay on disk
 OPTIMIZERS = ("sgd", "adam", "adamw", "rmsprop")
 _TOO_LARGE = 2**31
+# Variants of configs that set the adversary beside its rivals (Table 1), with their titles.
+RIVALS = {
+    "aae": "Adversarial autoencoder",
+    "vae": "Variational autoencoder",
+    "mmd": "Autoencoder matched by MMD",
+}
 # Fields that configs saved by earlier versions lack; what base() has is what those runs did.
 ADDED = (
     "encoder.channels",
@@ -29,6 +35,9 @@ ADDED = (
     "train.smoothness_start",
     "evaluation.fitted_prior",
 )
+
+
+_Variant = TypeVar("_Variant")
 
 
 class ConfigError(ValueError):
@@ -148,6 +157,22 @@ def base() -> ConfigDict:
         }
     )
     return config.lock()
+
+
+def chosen(variants: Mapping[str, _Variant], variant: str) -> _Variant:
+    """What a config file has for one of its variants.
+
+    Raises:
+        ConfigError: it has no such variant; one line with all that it has.
+    """
+    if variant not in variants:
+        raise ConfigError(f"variant {variant!r} is unknown; allowed: {', '.join(variants)}")
+    return variants[variant]
+
+
+def with_best(variants: Mapping[str, _Variant]) -> dict[str, _Variant]:
+    """The variants, and each once more as NAME/best."""
+    return {**variants, **{f"{name}/best": value for name, value in variants.items()}}
 
 
 def use_adam(

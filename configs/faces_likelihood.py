@@ -13,22 +13,14 @@ in for it, such as FER-2013; scores on them do not compare with the paper's 2252
 
 from ml_collections import ConfigDict
 
-from aae_jax.config import ConfigError, base, use_adam, use_vae
-
-VARIANTS = {
-    "aae": "Adversarial autoencoder",
-    "vae": "Variational autoencoder",
-    "mmd": "Autoencoder matched by MMD",
-}
+from aae_jax.config import RIVALS, base, chosen, use_adam, use_vae
 
 
 def get_config(variant: str = "aae") -> ConfigDict:
     """A 15-D Gaussian code of standard deviation 10, linear output, standardised pixels."""
-    if variant not in VARIANTS:
-        raise ConfigError(f"variant {variant!r} is unknown; allowed: {', '.join(VARIANTS)}")
     config = base()
     config.experiment = "E7"
-    config.title = f"{VARIANTS[variant]} on faces, 15-D code (Table 1)"
+    config.title = f"{chosen(RIVALS, variant)} on faces, 15-D code (Table 1)"
     config.data.source = "npz:faces48.npz"
     config.data.stand_in_for = "the Toronto Face Dataset"
     config.data.validation = 0

@@ -9,15 +9,14 @@ RESULTS.md has the scores.
 
 from ml_collections import ConfigDict
 
-from aae_jax.config import ConfigError, mnist
+from aae_jax.config import chosen, mnist
 
 PAPER = {"100": "25.80", "1000": "8.73", "all": "1.25"}
 
 
 def get_config(labels: str = "100") -> ConfigDict:
     """The semi-supervised encoder, trained by its classification phase only."""
-    if labels not in PAPER:
-        raise ConfigError(f"variant {labels!r} is unknown; allowed: {', '.join(PAPER)}")
+    paper = chosen(PAPER, labels)
     config = mnist()
     config.experiment = "E18"
     config.title = f"Supervised network with dropout on MNIST, {labels} labels (Table 2)"
@@ -31,5 +30,5 @@ def get_config(labels: str = "100") -> ConfigDict:
     config.encoder.init = "he_normal()"
     config.optimizers.classifier.learning_rate = 0.05
     config.optimizers.classifier.schedule = "cosine()"
-    config.paper = {"classification error": PAPER[labels]}
+    config.paper = {"classification error": paper}
     return config

@@ -21,14 +21,14 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from aae_jax.config import ConfigError, mnist, use_balance, use_smoothness
+from aae_jax.config import chosen, mnist, use_balance, use_smoothness, with_best
 
 
-class Variant(NamedTuple):
+class Panel(NamedTuple):
     """What differs between the panels of Fig 11."""
 
     experiment: str
-    panel: str
+    letter: str
     style_dim: int
     heads: int
     labels: int
@@ -36,10 +36,10 @@ class Variant(NamedTuple):
 
 
 VARIANTS = {
-    "1000": Variant("E15", "a", 2, 10, 1000, "4.20"),
-    "100": Variant("E15", "b", 2, 10, 100, "6.08"),
-    "20": Variant("E16", "c", 2, 20, 0, "13.5 to 13.95"),
-    "circle": Variant("E17", "d", 10, 10, 100, "3.90"),
+    "1000": Panel("E15", "a", 2, 10, 1000, "4.20"),
+    "100": Panel("E15", "b", 2, 10, 100, "6.08"),
+    "20": Panel("E16", "c", 2, 20, 0, "13.5 to 13.95"),
+    "circle": Panel("E17", "d", 10, 10, 100, "3.90"),
 }
 # Epochs of the recipe "best", by variant.
 SMOOTHNESS = {
@@ -52,44 +52,40 @@ SMOOTHNESS = {
 
 def get_config(variant: str = "1000") -> ConfigDict:
     """The semi-supervised or the clustering experiment with cluster heads."""
-    panel = variant.removesuffix("/best")
-    chosen = VARIANTS.get(panel)
-    if chosen is None:
-        allowed = ", ".join((*VARIANTS, *(f"{name}/best" for name in VARIANTS)))
-        raise ConfigError(f"variant {variant!r} is unknown; allowed: {allowed}")
+    panel = chosen(with_best(VARIANTS), variant)
     config = mnist()
-    config.experiment = chosen.experiment
+    config.experiment = panel.experiment
     config.title = (
-        f"Dimensionality reduction of MNIST to {chosen.style_dim}-D (Fig 11 {chosen.panel})"
+        f"Dimensionality reduction of MNIST to {panel.style_dim}-D (Fig 11 {panel.letter})"
     )
-    config.data.labels = chosen.labels
-    config.model.style_dim = chosen.style_dim
-    config.model.labels = chosen.heads
+    config.data.labels = panel.labels
+    config.model.style_dim = panel.style_dim
+    config.model.labels = panel.heads
     config.model.layout = "cluster_heads"
-    config.style.prior = f"gaussian({chosen.style_dim}, std=1.0)"
-    config.label.prior = f"categorical({chosen.heads})"
+    config.style.prior = f"gaussian({panel.style_dim}, std=1.0)"
+    config.label.prior = f"categorical({panel.heads})"
     config.label.divergence = "gan()"
-    if chosen.style_dim == 2:
+    if panel.style_dim == 2:
         config.cluster_heads.init_std = 5.0
         config.cluster_heads.eta = 2.0
         config.penalties.heads_apart = 1.0
     else:
         config.cluster_heads.fixed = 10.0
-    if chosen.labels:
+    if panel.labels:
         config.encoder.input_noise = 0.3
         config.phases = ("reconstruction", "regularization", "classification")
-        config.paper = {"classification error": chosen.paper}
+        config.paper = {"classification error": panel.paper}
     else:
         config.encoder.batch_norm = config.encoder.head_batch_norm = True
         config.encoder.input_dropout = 0.2
         config.paper = {
-            "clustering error, clusters named by their most certain validation image": chosen.paper
+            "clustering error, clusters named by their most certain validation image": panel.paper
         }
     config.train.epochs = 100.0
     for optimizer in config.optimizers.values():
         optimizer.schedule = "step(0.1, epochs=(50,))"
     if variant.endswith("/best"):
-        use_smoothness(config, **SMOOTHNESS[panel])
+        use_smoothness(config, **SMOOTHNESS[variant.removesuffix("/best")])
         # Also without labels: else half of twenty heads have no images.
         use_balance(config)
     return config

@@ -8,7 +8,7 @@ RESULTS.md has the share of test images whose code is in their label's mode.
 
 from ml_collections import ConfigDict
 
-from aae_jax.config import ConfigError, mnist, use_adam
+from aae_jax.config import chosen, mnist, use_adam
 
 EXPERIMENTS = {
     "mixture": ("E4", "petals(modes=10, scale=4.0)", "Fig 4 a, b"),
@@ -18,11 +18,9 @@ EXPERIMENTS = {
 
 def get_config(variant: str = "mixture") -> ConfigDict:
     """E2 or a swiss roll, each digit matched with its own mode."""
-    if variant not in EXPERIMENTS:
-        raise ConfigError(f"variant {variant!r} is unknown; allowed: {', '.join(EXPERIMENTS)}")
     config = mnist()
     use_adam(config)
-    config.experiment, config.style.prior, figure = EXPERIMENTS[variant]
+    config.experiment, config.style.prior, figure = chosen(EXPERIMENTS, variant)
     config.title = f"Label-informed adversary on MNIST, {variant.replace('_', ' ')} ({figure})"
     config.data.labels = 10_000
     # Labels of a fifth of the images are soon learned by heart; dropped pixels make that harder.

@@ -14,23 +14,16 @@ that follows no prior, which is sampled from a Gaussian fitted to its training c
 
 from ml_collections import ConfigDict
 
-from aae_jax.config import ConfigError, mnist, use_adam, use_vae
+from aae_jax.config import RIVALS, chosen, mnist, use_adam, use_vae
 
-VARIANTS = {
-    "aae": "Adversarial autoencoder",
-    "vae": "Variational autoencoder",
-    "mmd": "Autoencoder matched by MMD",
-    "ae": "Autoencoder with a Gaussian fitted to its codes",
-}
+VARIANTS = {**RIVALS, "ae": "Autoencoder with a Gaussian fitted to its codes"}
 
 
 def get_config(variant: str = "aae") -> ConfigDict:
     """An 8-D Gaussian code of standard deviation 5."""
-    if variant not in VARIANTS:
-        raise ConfigError(f"variant {variant!r} is unknown; allowed: {', '.join(VARIANTS)}")
     config = mnist()
     config.experiment = "E6"
-    config.title = f"{VARIANTS[variant]} on MNIST, 8-D code (Table 1)"
+    config.title = f"{chosen(VARIANTS, variant)} on MNIST, 8-D code (Table 1)"
     config.model.style_dim = 8
     config.style.prior = "gaussian(8, std=5.0)"
     config.evaluation.parzen_samples = 10_000

@@ -20,19 +20,16 @@ layers of 500 units (1000 with all labels), a pull to equally frequent labels be
 
 from ml_collections import ConfigDict
 
-from aae_jax.config import ConfigError, mnist, use_smoothness
+from aae_jax.config import chosen, mnist, use_smoothness, with_best
 
 PAPER = {"100": "1.90 ± 0.10", "1000": "1.60 ± 0.08", "all": "0.85 ± 0.02"}
 # The more labels, the sooner most of each cluster of images has the right one.
 SMOOTH_FROM = {"100": 30.0, "1000": 10.0, "all": 0.0}
-VARIANTS = (*PAPER, *(f"{labels}/best" for labels in PAPER))
 
 
 def get_config(variant: str = "100") -> ConfigDict:
     """Three phases; label and style each have a discriminator."""
-    labels = variant.removesuffix("/best")
-    if labels not in PAPER:
-        raise ConfigError(f"variant {variant!r} is unknown; allowed: {', '.join(VARIANTS)}")
+    paper, labels = chosen(with_best(PAPER), variant), variant.removesuffix("/best")
     config = mnist()
     config.experiment = "E11"
     config.title = f"Semi-supervised adversarial autoencoder on MNIST, {labels} labels (Table 2)"
@@ -52,5 +49,5 @@ def get_config(variant: str = "100") -> ConfigDict:
         if labels == "all":
             for network in ("encoder", "decoder", "discriminator"):
                 config[network].widths = (1000, 1000)
-    config.paper = {"classification error": PAPER[labels]}
+    config.paper = {"classification error": paper}
     return config

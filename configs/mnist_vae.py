@@ -8,19 +8,17 @@ RESULTS.md has the distances of codes and prior beside those of the adversarial 
 
 from ml_collections import ConfigDict
 
-from aae_jax.config import ConfigError, mnist, use_adam, use_vae
+from aae_jax.config import chosen, mnist, use_adam, use_vae
 
 PRIORS = {"gaussian": "gaussian(2, std=5.0)", "mixture": "petals(modes=10, scale=4.0)"}
 
 
 def get_config(variant: str = "gaussian") -> ConfigDict:
     """The KL term, by Monte Carlo against the prior's density, in the adversary's place."""
-    if variant not in PRIORS:
-        raise ConfigError(f"variant {variant!r} is unknown; allowed: {', '.join(PRIORS)}")
     config = mnist()
     use_adam(config, autoencoder=1e-3)
     config.experiment = "E3"
     config.title = f"Variational autoencoder on MNIST, {variant} prior (Fig 2 c, d)"
     use_vae(config)
-    config.style.prior = PRIORS[variant]
+    config.style.prior = chosen(PRIORS, variant)
     return config
