@@ -29,8 +29,8 @@ def get_config(variant: str = "aae") -> ConfigDict:
     config.style.prior = "gaussian(15, std=10.0)"
     config.decoder.output = "linear"
     use_adam(config, autoencoder=3e-4, discriminator=2e-3, generator=1e-3)
-    # Codes are ten times as large as what He's weights expect: decoded images of the first steps
-    # would be so far off that most hidden units die, and what is left draws the mean face.
+    # Codes are ten times as large as what He's weights expect: with these nearly all units of the
+    # decoder's second layer die, and what is left draws the mean face (RESULTS.md).
     for network in ("encoder", "decoder", "discriminator"):
         config[network].init = "normal(0.01)"
     config.train.epochs = 50.0
