@@ -15,7 +15,8 @@ Flags:
                            compare: several finished runs, --workdir DIR,DIR,...;
                            reproduce: train with each of --seeds, a line of RESULTS/CONFIG.csv
                            for each; record: validation scores of the run in DIR, finished or
-                           not, into RESULTS/trials/; results: fill RESULTS.md from those lines;
+                           not, into RESULTS/trials/; results: fill the scores of RESULTS.md and
+                           README.md in from those lines;
                            gallery: the paper's figures from the finished runs in DIR, default runs;
                            explore: serve a page to walk in the code space of the run in DIR;
                            page: write that page to one file, DIR/explorer.html
@@ -78,7 +79,7 @@ def main(argv: Sequence[str]) -> None:
         seeds = command_line.seeds(_SEEDS.value)
         sys.exit(reproduction.reproduce(row, seeds, processes))
     if mode == "results":
-        sys.exit(reproduction.fill_in_file(results))
+        sys.exit(reproduction.fill_in_documents(results))
     if mode == "gallery":
         from aae_jax import gallery
 

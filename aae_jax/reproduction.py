@@ -1,7 +1,7 @@
 """Rows of results: one config over several seeds, each finished run a line of CSV.
 
-Everything that RESULTS.md says is filled in from those lines, so that no number stands there which
-no run gave.
+Everything that RESULTS.md says, and README's scores, are filled in from those lines, so that no
+number stands there which no run gave.
 """
 
 import csv
@@ -28,7 +28,9 @@ from aae_jax.workdir import WorkdirError, read_config, write_text
 Row = Mapping[str, str | float | int]
 # Lines of a file that differ in this were not made by one recipe.
 _RECIPE = "recipe_digest"
-_MARKED = re.compile(r"(<!-- ([^:|]+): ([^|]+?) -->)[^|\n]*")
+_MARKED = re.compile(r"(<!-- ([^:|]+): ([^|]+?) -->)[^|<\n]*")
+# Beside the folder of results; what is filled in from it.
+_DOCUMENTS = ("RESULTS.md", "README.md")
 
 
 class Recipe(NamedTuple):
@@ -94,9 +96,9 @@ def record(folders: Sequence[Path], results: Path) -> int:
     return program.explained(record_all)
 
 
-def fill_in_file(results: Path) -> int:
-    """Fills in the file RESULTS.md beside the folder of results; the exit status."""
-    return program.explained(lambda: _fill_in_file(results))
+def fill_in_documents(results: Path) -> int:
+    """Fills in RESULTS.md and README.md beside the folder of results; the exit status."""
+    return program.explained(lambda: _fill_in_documents(results))
 
 
 def _reproduce(recipe: Recipe, seeds: Sequence[int]) -> None:
@@ -112,7 +114,7 @@ def _reproduce(recipe: Recipe, seeds: Sequence[int]) -> None:
             add_row(recipe.table, {"seed": seed, _RECIPE: found, **finished_run(run)})
             # Rows in a folder of another name are a reader's own, and no others are beside them.
             if recipe.table.parent.name == "results":
-                _fill_in_file(recipe.table.parent)
+                _fill_in_documents(recipe.table.parent)
     print(summary(rows_of(recipe.table)))
 
 
@@ -132,10 +134,10 @@ def _record(folder: Path, trials: Path) -> None:
     print(f"{table}: " + ", ".join(f"{name} {value:g}" for name, value in scores.items()))
 
 
-def _fill_in_file(results: Path) -> None:
-    document = results.parent / "RESULTS.md"
-    if document.exists():
-        write_text(document, fill_in(document.read_text(), results))
+def _fill_in_documents(results: Path) -> None:
+    for document in (results.parent / name for name in _DOCUMENTS):
+        if document.exists():
+            write_text(document, fill_in(document.read_text(), results))
 
 
 def finished_run(folder: Path) -> dict[str, str | float | int]:
@@ -263,7 +265,8 @@ def _is_number(text: str) -> bool:
 def fill_in(text: str, results: Path) -> str:
     """The text with what follows each mark `<!-- TABLE: COLUMN -->` taken from results/TABLE.csv.
 
-    What follows reaches to the next "|" or the end of the line: a cell of a table.
+    What follows reaches to the next "|" or the end of the line, a cell of a table, or to the next
+    comment, `<!-- in words -->`, after which a cell may go on.
 
     Raises:
         WorkdirError: a table cannot be read, or lacks the column.

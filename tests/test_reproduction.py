@@ -193,6 +193,7 @@ def test_marks_are_filled_in_from_their_tables(tmp_path):
     text = (
         "| E1 | 2.0 | <!-- a-100: codes: MMD --> 99 (1 seed) | x |\n"
         "| E2 | <!-- b: error --> | y |\n"
+        "| <!-- a-100: codes: MMD --> 99 <!-- and -->and <!-- b: error --> 1 % | 2 |\n"
         "no table: <!-- a-100: codes: MMD -->\n<!-- a remark --> stays"
     )
     filled = reproduction.fill_in(text, tmp_path)
@@ -200,17 +201,22 @@ def test_marks_are_filled_in_from_their_tables(tmp_path):
         "| E1 | 2.0 | <!-- a-100: codes: MMD --> 3.50 ± 0.50 (2 seeds) | x |"
     )
     assert filled.splitlines()[1] == "| E2 | <!-- b: error --> not run | y |"
+    assert filled.splitlines()[2] == (
+        "| <!-- a-100: codes: MMD --> 3.50 ± 0.50 (2 seeds) <!-- and -->and "
+        "<!-- b: error --> not run | 2 |"
+    )
     assert filled.endswith("<!-- a remark --> stays")
     assert reproduction.fill_in(filled, tmp_path) == filled
 
 
-def test_the_file_of_results_is_filled_in_as_runs_end(tmp_path, runs):
-    document = tmp_path / "RESULTS.md"
+@pytest.mark.parametrize("name", ["RESULTS.md", "README.md"])
+def test_documents_are_filled_in_as_runs_end(tmp_path, runs, name):
+    document = tmp_path / name
     document.write_text("| <!-- digits: classification error --> | x |\n")
     reproduction.reproduce(recipe_in(tmp_path), [0])
     assert "2.00 (1 seed)" in document.read_text()
     document.write_text("| <!-- digits: classification error --> 0.1 | x |\n")
-    assert reproduction.fill_in_file(tmp_path / "results") == 0
+    assert reproduction.fill_in_documents(tmp_path / "results") == 0
     assert "2.00 (1 seed)" in document.read_text()
 
 
@@ -223,8 +229,10 @@ def test_rows_in_a_folder_of_ones_own_leave_the_file_alone(tmp_path, runs):
     assert document.read_text() == "| <!-- others: error --> 0.1 | x |\n"
 
 
-def test_every_number_of_results_md_comes_from_a_line():
-    text = (ROOT / "RESULTS.md").read_text()
+@pytest.mark.parametrize("document", ["RESULTS.md", "README.md"])
+def test_every_marked_number_comes_from_a_line(document):
+    text = (ROOT / document).read_text()
+    assert text.count("<!-- mnist_") > 20
     assert reproduction.fill_in(text, ROOT / "results") == text, (
         "run python -m aae_jax.main --mode results"
     )
