@@ -23,12 +23,15 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Mapping
+from functools import reduce
+from operator import getitem
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
+from flax.traverse_util import unflatten_dict
 from jax.experimental import multihost_utils
 from jaxtyping import Array, PyTree
 
@@ -191,37 +194,39 @@ def restore_subtrees(
 ) -> Restored:
     """Restore some subtrees of the first good checkpoint of another run, and only those.
 
-    `restore_subtrees(run / "checkpoints", {"params": ..., "batch_stats": ...}).state` is a
+    `restore_subtrees(run / "checkpoints", {"params/encoder": ..., "key": ...}).state` is a
     dictionary with the same keys: what `init_from` starts a new run with. The folder is only read.
 
     Args:
       directory: the other run's folder of checkpoints.
-      abstract_subtrees: for each top-level name of the saved state, its structure as for `restore`.
+      abstract_subtrees: for each name or path in the saved state, none of them within another, its
+        structure as for `restore`.
       order: the steps that are there -> those to try, in this order.
 
     Raises:
       CheckpointError: there is no checkpoint, none is usable, or a subtree is of another model
         (the message names the first path that differs).
     """
-    abstract_subtrees = _placed(abstract_subtrees)
+    nested = _placed(unflatten_dict(abstract_subtrees, sep="/"))
     request = ocp.args.PyTreeRestore(
-        abstract_subtrees,
-        restore_args=ocp.checkpoint_utils.construct_restore_args(abstract_subtrees),
+        nested,
+        restore_args=ocp.checkpoint_utils.construct_restore_args(nested),
         partial_restore=True,
     )
 
     def asked(path: str) -> bool:
-        return path.split("/")[0] in abstract_subtrees
+        return any(f"{path}/".startswith(f"{name}/") for name in abstract_subtrees)
 
     with open_checkpoints(directory, read_only=True) as manager:
         restored, _ = _first_good(
             manager,
-            lambda step: _restore_verified(manager, step, abstract_subtrees, request, asked),
+            lambda step: _restore_verified(manager, step, nested, request, asked),
             order,
         )
     if restored is None:
         raise CheckpointError(f"there is no checkpoint in {manager.directory}")
-    return restored
+    found = {path: reduce(getitem, path.split("/"), restored.state) for path in abstract_subtrees}
+    return restored._replace(state=found)
 
 
 def wait(manager: ocp.CheckpointManager) -> None:

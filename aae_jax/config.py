@@ -25,6 +25,7 @@ RIVALS = {
 }
 # Fields that configs saved by earlier versions lack; what base() has is what those runs did.
 ADDED = (
+    "init_parts",
     "encoder.channels",
     "decoder.channels",
     "data.streaming",
@@ -73,7 +74,10 @@ def base() -> ConfigDict:
             "experiment": "",  # E1 to E18, where it is one of the README's
             "title": "Adversarial autoencoder with a 2-D Gaussian prior",
             "seed": 0,  # of everything random: weights, order, noise, labelled subset
-            "init_from": "",  # a finished run's workdir whose weights to start from
+            # A finished run's workdir whose weights to start from, {seed} in it being the seed, and
+            # which of them, such as encoder/trunk or decoder; () takes all.
+            "init_from": "",
+            "init_parts": (),
             "data": {
                 "source": "digits",  # digits, tfds:NAME, idx:DIR, npz:FILE, folder:DIR
                 "download": False,  # may TFDS download a set that is not prepared?
@@ -396,6 +400,11 @@ _ACTIVATIONS = _one_of("relu", "leaky_relu", "gelu", "tanh", "softplus")
 _SHARE = ("0 to 1 (excluded)", lambda v: 0 <= v < 1)
 _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "seed": _number(0, 2**31 - 1),
+    "init_parts": (
+        "a tuple of parts of the weights such as encoder/trunk, none of them within another",
+        lambda v: all(isinstance(part, str) and all(part.split("/")) for part in v)
+        and sum(f"{a}/".startswith(f"{b}/") for a in v for b in v) == len(v),
+    ),
     "data.source": ("a data source such as digits or idx:DIR", lambda v: bool(v.strip())),
     "data.validation": _number(0),
     "data.labels": ("-1 (all labels), or 0 or more", lambda v: v >= -1),
@@ -475,6 +484,8 @@ def _contradictions(config: ConfigDict) -> list[str]:
         bad.append("penalties.heads_apart needs model.layout cluster_heads with learned heads")
     if config.penalties.heads_apart and not config.cluster_heads.eta:
         bad.append("penalties.heads_apart needs cluster_heads.eta, the least distance of heads")
+    if config.init_parts and not config.init_from:
+        bad.append("init_parts needs init_from, the run that they are taken from")
     if config.data.streaming and config.data.source.split(":")[0] not in STREAMED:
         bad.append(
             f"data.streaming is True and data.source {config.data.source}; allowed: "

@@ -6,7 +6,7 @@ import itertools
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -224,16 +224,61 @@ def _start(
         return _at_home(run, restored.state), float(restored.metadata.get("seconds", 0.0))
     state = initial_state(run)
     if run.config.init_from:
-        abstract = abstract_state(run)
-        subtrees = {"params": abstract.params, "batch_stats": abstract.batch_stats}
-        other = checkpoints.restore_subtrees(Path(run.config.init_from) / "checkpoints", subtrees)
-        state = state.replace(**_at_home(run, other.state))
+        folder = Path(run.config.init_from.replace("{seed}", str(run.config.seed)))
+        parts = _parts(abstract_state(run), run.config.init_parts)
+        other = checkpoints.restore_subtrees(folder / "checkpoints", parts)
+        state = _with_parts(state, _at_home(run, other.state))
         if state.averaged_params is not None:
             # Copies, as in init_state; the average of one step is the weights themselves.
             weights = {name: state.params[name] for name in state.averaged_params}
             state = state.replace(averaged_params=jax.tree.map(jnp.copy, weights))
-        say(f"starting from the weights of {run.config.init_from}, step {other.step}")
+        taken = ", ".join(run.config.init_parts) or "weights"
+        say(f"starting from the {taken} of {folder}, step {other.step}")
     return state, 0.0
+
+
+def _parts(state: TrainState, names: Sequence[str]) -> dict[str, Any]:
+    """The named parts of the parameters and of their batch statistics, by path in the state.
+
+    Raises:
+        ConfigError: there is no such part.
+    """
+    if not names:
+        return {"params": state.params, "batch_stats": state.batch_stats}
+    trees = {"params": state.params, "batch_stats": state.batch_stats}
+    found = {
+        f"{kind}/{name}": part
+        for kind, tree in trees.items()
+        for name in names
+        if (part := _part(tree, name.split("/"))) is not None
+    }
+    for name in names:
+        if f"params/{name}" not in found:
+            known = [f"encoder/{part}" for part in state.params["encoder"]]
+            known += [part for part in state.params if part != "encoder"]
+            raise ConfigError(f"init_parts has {name!r}; this model has {', '.join(known)}")
+    return found
+
+
+def _part(tree: Any, path: list[str]) -> Any | None:
+    for name in path:
+        if not isinstance(tree, Mapping) or name not in tree:
+            return None
+        tree = tree[name]
+    return tree
+
+
+def _with_parts(state: TrainState, parts: Mapping[str, Any]) -> TrainState:
+    trees = {"params": state.params, "batch_stats": state.batch_stats}
+    for path, part in parts.items():
+        trees = _put(trees, path.split("/"), part)
+    return state.replace(**trees)
+
+
+def _put(tree: Mapping[str, Any], path: list[str], part: Any) -> dict[str, Any]:
+    """The tree with another part at this path."""
+    name, *rest = path
+    return {**tree, name: _put(tree[name], rest, part) if rest else part}
 
 
 def _at_home(run: Run, state: Any) -> Any:

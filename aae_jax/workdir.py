@@ -122,7 +122,10 @@ def _with_tuples(value: Any, example: Any) -> Any:
 
 def _with_added(saved: dict[str, Any]) -> dict[str, Any]:
     for field in ADDED:
-        group, name = field.split(".")
-        if isinstance(saved.get(group), dict):
-            saved[group].setdefault(name, base()[group][name])
+        *groups, name = field.split(".")
+        group, known = saved, base()
+        for each in groups:
+            group, known = group.get(each), known[each]
+        if isinstance(group, dict):
+            group.setdefault(name, known[name])
     return saved

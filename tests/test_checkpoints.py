@@ -527,6 +527,8 @@ def test_subtrees(directory: pathlib.Path, warnings: list[str]) -> None:
         assert leaf.sharding.is_equivalent_to(sharding, leaf.ndim)
     restored = checkpoints.restore_subtrees(directory, abstract({"key": state.key}))
     assert_same(restored.state, {"key": state.key})
+    part = {"params/decoder/kernel": state.params["decoder"]["kernel"], "key": state.key}
+    assert_same(checkpoints.restore_subtrees(directory, abstract(part)).state, part)
     assert warnings == []
 
 

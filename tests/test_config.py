@@ -225,6 +225,10 @@ MATCH_VALUES = {
 # Field -> (values that are fine, values that are not).
 VALUES = {
     "seed": ([0, 2**31 - 1], [-1, 2**31, 10**400]),
+    "init_parts": (
+        [()],
+        [("",), ("a//b",), ("/a",), (1,), ("a", "a"), ("a/b", "a")],
+    ),
     "data.source": (["idx:x", "tfds:mnist"], ["", "  "]),
     "data.validation": ([0, 5], [-1]),
     "data.labels": ([-1, 1, 0], [-2]),
@@ -350,6 +354,11 @@ CONTRADICTIONS = {
         {"decoder__output": "linear"},
         ["decoder.output is sigmoid", "data.preprocessing standardize", "unit"],
     ),
+    "parts of no other run": (
+        {"init_parts": ("encoder/a", "encoder/ab")},
+        {"init_from": "runs/other"},
+        ["init_parts needs init_from"],
+    ),
     "streaming of what is read into memory": (
         {"data__streaming": True, "data__source": "npz:x.npz"},
         {"data__source": "tfds:mnist"},
@@ -474,7 +483,7 @@ def test_a_name_that_is_no_field_is_refused_in_one_line(field):
 def test_the_fingerprint_changes_with_every_field_and_with_nothing_else():
     same = ConfigDict(dict(reversed(list(base().to_dict().items()))))
     assert digest(base()) == digest(same) == digest(copy.deepcopy(base()))
-    other = {bool: lambda v: not v, str: lambda v: v + "x", tuple: lambda v: v[:1]}
+    other = {bool: lambda v: not v, str: lambda v: v + "x", tuple: lambda v: (*v[1:], "x")}
     digests = [
         digest(changed(**{field.replace(".", "__"): other.get(type(v), lambda v: v + 1)(v)}))
         for field, v in LEAVES.items()

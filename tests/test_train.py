@@ -567,6 +567,35 @@ def test_weights_that_do_not_fit_or_are_not_there(config_of, whole, tmp_path):
     assert not (tmp_path / "nowhere").exists()
 
 
+def test_some_parts_start_from_another_run(config_of, tmp_path):
+    """A style of another size: the trunk and the label head are taken, the rest begins anew."""
+    labels = EVERYTHING | {"encoder.batch_norm": True, "encoder.head_batch_norm": True}
+    source, _ = trained(config_of(**labels), tmp_path / "source-5")
+    fields = {
+        "init_from": str(tmp_path / "source-{seed}"),
+        "init_parts": ("encoder/trunk", "encoder/label"),
+        **{"model.style_dim": 3, "style.prior": "gaussian(3)", "seed": 5, "train.averaging": 0.5},
+    }
+    outcome, lines = trained(config_of(**labels | AT_REST | fields), tmp_path / "run")
+    assert lines == [
+        f"starting from the encoder/trunk, encoder/label of {tmp_path / 'source-5'}, step 24"
+    ]
+    there, here = source.state, outcome.state
+    for part in ("trunk", "label"):
+        assert leaves(here.params["encoder"][part]) == leaves(there.params["encoder"][part])
+    assert here.params["encoder"]["style"]["kernel"].shape[1] == 3
+    averaged = here.averaged_params["encoder"]["label"]
+    taken = there.params["encoder"]["label"]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), averaged, taken)
+
+
+@pytest.mark.parametrize("part", ["encoder/leg", "legs", "encoder/trunk/dense_0/kernel/x"])
+def test_parts_that_the_model_lacks(config_of, whole, tmp_path, part):
+    fields = {"init_from": str(whole[1]), "init_parts": (part,)}
+    with pytest.raises(ConfigError, match=f"init_parts has '{part}'; this model has encoder/label"):
+        trained(config_of(**EVERYTHING | fields), tmp_path / "run")
+
+
 # What cannot be trained is said before anything is.
 
 
