@@ -402,8 +402,10 @@ _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "seed": _number(0, 2**31 - 1),
     "init_parts": (
         "a tuple of parts of the weights such as encoder/trunk, none of them within another",
-        lambda v: all(isinstance(part, str) and all(part.split("/")) for part in v)
-        and sum(f"{a}/".startswith(f"{b}/") for a in v for b in v) == len(v),
+        lambda v: (
+            all(isinstance(part, str) and all(part.split("/")) for part in v)
+            and sum(f"{a}/".startswith(f"{b}/") for a in v for b in v) == len(v)
+        ),
     ),
     "data.source": ("a data source such as digits or idx:DIR", lambda v: bool(v.strip())),
     "data.validation": _number(0),

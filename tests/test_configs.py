@@ -17,6 +17,7 @@ from aae_jax import assessment, gallery
 from aae_jax.config import ConfigError, base, validate
 from aae_jax.experiment import build
 from aae_jax.phases import Batch
+from aae_jax.workdir import run_name
 
 FOLDER = Path(__file__).parents[1] / "configs"
 FILES = sorted(path.stem for path in FOLDER.glob("*.py"))
@@ -104,7 +105,11 @@ def test_the_docstring_has_the_experiment_and_a_command_for_each_variant(name):
     ]
     configs = [command[command.index("--config") + 1] for command in commands]
     wanted = [f"configs/{name}.py" + (f":{each}" if each else "") for each in VARIANTS[name]]
-    assert sorted(set(configs)) == sorted(wanted)
+    own = {each for each in configs if each.startswith(f"configs/{name}.py")}
+    assert sorted(own) == sorted(wanted)
+    # Another config's run comes first where this one starts from it.
+    starts = {Path(config_of(name, each).init_from).parent.name for each in VARIANTS[name]} - {""}
+    assert {run_name(each) for each in {*configs} - own} == starts
     assert {config_of(name, each).experiment for each in VARIANTS[name]} <= experiments | {""}
     assert inspect.getdoc(module(name).get_config)
 
