@@ -13,10 +13,12 @@ The first 100 epochs of the schedule of appendix A.2.1. The recipe "best" is tha
 mnist_semisupervised.py and, without labels, of mnist_clustering.py with a pull to equally frequent
 labels. RESULTS.md has the scores.
 
-"100/best" starts from the encoder of a finished run with ten dimensions and the same 100 labels. Found
-together with a style of two dimensions, its label head would part fours and nines by slant. First:
+"100/best" starts from the encoder of a finished run with ten dimensions and the same 100 labels.
+Found together with a style of two dimensions, its label head would part fours and nines by slant.
+For the seed 0 run this first:
 
-  python -m aae_jax.main --mode reproduce --config configs/mnist_semisupervised.py:100/best --seeds 0
+  python -m aae_jax.main --mode reproduce --seeds 0 \
+      --config configs/mnist_semisupervised.py:100/best
 
 The least distance of heads, eta, is not in the paper: heads start 2 apart or more for most pairs
 with unit-variance styles, so eta = 2 keeps styles of different heads from overlapping much.

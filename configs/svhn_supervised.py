@@ -14,7 +14,7 @@ from aae_jax.config import svhn, use_adam
 
 
 def get_config() -> ConfigDict:
-    """Appendix A.2.2's networks, with 1000 units in a layer; a style too small to hold the digit."""
+    """Appendix A.2.2's networks with 1000 units; a style too small to hold the digit."""
     config = svhn()
     config.experiment = "E10"
     config.title = "Supervised adversarial autoencoder on SVHN (Fig 7 b)"
