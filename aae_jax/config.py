@@ -26,6 +26,7 @@ RIVALS = {
 # Fields that configs saved by earlier versions lack; what base() has is what those runs did.
 ADDED = (
     "init_parts",
+    "penalties.information",
     "encoder.channels",
     "decoder.channels",
     "data.streaming",
@@ -123,6 +124,8 @@ def base() -> ConfigDict:
             "penalties": {
                 "kl": 0.0,  # weight of KL(q(z|x) || p(z)): 1 makes the VAE
                 "heads_apart": 0.0,  # weight of the cost on near cluster heads
+                # Weight of H(y|x) - 2 H(y), descended with smoothness.
+                "information": 0.0,
             },
             "phases": ("reconstruction", "regularization"),  # in this order, of PHASES
             "optimizers": {
@@ -224,7 +227,7 @@ def use_smoothness(config: ConfigDict, start: float, cut: float, end: float) -> 
     """
     config.phases = (*config.phases, "smoothness")
     if config.data.labels:
-        use_balance(config)
+        config.label.divergence = "total(gan(), balance(10.0))"
     config.train.epochs, config.train.smoothness_start = end, start
     config.train.averaging = 0.999
     for optimizer in config.optimizers.values():
@@ -235,9 +238,25 @@ def use_smoothness(config: ConfigDict, start: float, cut: float, end: float) -> 
         config[network].widths = (500, 500)
 
 
-def use_balance(config: ConfigDict) -> None:
-    """Pulls labels to equal frequency beside their adversary, in the given config."""
-    config.label.divergence = "total(gan(), balance(10.0))"
+def use_information(config: ConfigDict) -> None:
+    """Clusters that say much of an image and are equally frequent, in the given config; 100 epochs.
+
+    Information (aae_jax.phases.information) takes the place of the label's adversary, smoothness
+    holds it to groups of like images from the first step; SGD does not leave the start. Faster, the
+    autoencoder would draw clusters to slant and thickness, which explain more pixels than what
+    tells a four from a nine (RESULTS.md).
+    """
+    config.phases = (*config.phases, "smoothness")
+    use_adam(config, autoencoder=3e-4, discriminator=1e-3, generator=1e-3)
+    smoothness = config.optimizers.smoothness
+    smoothness.name, smoothness.learning_rate, smoothness.schedule = "adam", 2e-3, "cosine()"
+    config.label.divergence = ""
+    config.penalties.information = 0.1
+    config.encoder.input_dropout = 0.0
+    config.train.smoothness_radius = 2.0
+    config.train.epochs, config.train.batch_size, config.train.averaging = 100.0, 250, 0.999
+    for network in ("encoder", "decoder", "discriminator"):
+        config[network].widths = (500, 500)
 
 
 def mnist() -> ConfigDict:
@@ -432,6 +451,7 @@ _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     **{f"{part}.{name}": _number(0) for part in ("style", "label") for name in ("weight", "noise")},
     "penalties.kl": _number(0),
     "penalties.heads_apart": _number(0),
+    "penalties.information": _number(0),
     "train.smoothness_radius": _number(0, open_low=True),
     "train.smoothness_start": _number(0),
     "phases": (
@@ -507,6 +527,8 @@ def _contradictions(config: ConfigDict) -> list[str]:
         bad.append("the phase classification needs a label head: model.labels of 1 or more")
     if "smoothness" in config.phases and not has_label_head(config):
         bad.append("the phase smoothness needs a label head: model.labels of 1 or more")
+    if config.penalties.information and "smoothness" not in config.phases:
+        bad.append("penalties.information needs the phase smoothness, with which it is descended")
     if config.evaluation.fitted_prior and (style.divergence or config.penalties.kl):
         bad.append(
             "evaluation.fitted_prior is True; it is for codes that follow no prior: allowed with "

@@ -176,7 +176,7 @@ def mutual_information(conditional: int | float = 1.0) -> Divergence:
         raise ValueError(f"conditional is {conditional}; it must be 0 or more")
 
     def matching_loss(critic: Critic, prior_codes: Codes, codes: Codes, keys: Keys) -> Scalar:
-        return conditional * _entropy(codes).mean() - _entropy(codes.mean(axis=0))
+        return conditional * entropy(codes).mean() - entropy(codes.mean(axis=0))
 
     return Divergence(matching_loss, whole_batch=True, of_distributions=True)
 
@@ -201,7 +201,7 @@ def balance(weight: int | float = 1.0) -> Divergence:
         raise ValueError(f"weight is {weight}; it must be positive")
 
     def matching_loss(critic: Critic, prior_codes: Codes, codes: Codes, keys: Keys) -> Scalar:
-        return weight * (jnp.log(codes.shape[1]) - _entropy(codes.mean(axis=0)))
+        return weight * (jnp.log(codes.shape[1]) - entropy(codes.mean(axis=0)))
 
     return Divergence(matching_loss, whole_batch=True, of_distributions=True)
 
@@ -267,7 +267,8 @@ def _from_scores(
     )
 
 
-def _entropy(distribution: Float[Array, "... labels"]) -> Float[Array, "..."]:
+def entropy(distribution: Float[Array, "... labels"]) -> Float[Array, "..."]:
+    """In nats."""
     return -(distribution * jnp.log(distribution + 1e-12)).sum(axis=-1)
 
 

@@ -22,6 +22,7 @@ from aae_jax.phases import (
     critic_features,
     from_step,
     heads_apart,
+    information,
     kl,
     reconstruction,
     regularization,
@@ -448,6 +449,10 @@ def _phases(
         penalties["heads_apart"] = heads_apart(
             config.cluster_heads.eta, config.penalties.heads_apart
         )
+    of_labels: dict[str, Penalty] = {}
+    if config.penalties.information:
+        of_labels["information"] = information(config.penalties.information, collective=collective)
+    radius = config.train.smoothness_radius
     known: dict[str, Callable[[], Phase]] = {
         "reconstruction": lambda: reconstruction(model, updates["autoencoder"], penalties),
         "regularization": lambda: regularization(
@@ -455,7 +460,7 @@ def _phases(
         ),
         "classification": lambda: classification(model, updates["classifier"]),
         "smoothness": lambda: from_step(
-            smoothness(smoothed, updates["smoothness"], config.train.smoothness_radius),
+            smoothness(smoothed, updates["smoothness"], radius, of_labels),
             times.smooth_from,
         ),
     }

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key
 
-from aae_jax.divergences import Critic, Divergence
+from aae_jax.divergences import Critic, Divergence, entropy
 from aae_jax.model import Code, Model, Params, reconstruct
 from aae_jax.networks import gaussian_noise, one_hot
 from aae_jax.priors import Prior, sample_batch, sample_modes
@@ -96,6 +96,23 @@ def heads_apart(eta: float, weight: float = 1.0) -> Penalty:
         # The floor keeps the gradient of coinciding heads finite.
         distance = jnp.sqrt(((heads[first] - heads[second]) ** 2).sum(axis=1) + 1e-12)
         return weight * jax.nn.relu(eta - distance).sum()
+
+    return penalty
+
+
+def information(
+    weight: float = 0.1, balance: float = 2.0, collective: Collective = ALONE
+) -> Penalty:
+    """weight * (H(y|x) - balance * H(y)), in nats: every image of one label, every label in use.
+
+    Beside smoothness it is information maximising self-augmented training (Hu et al., 2017,
+    arXiv:1702.08720), not of the paper.
+    """
+
+    def penalty(params: Params, code: Code) -> Float[Array, ""]:
+        assert code.label_logits is not None, "information needs a label head"
+        labels = collective.gather(jax.nn.softmax(code.label_logits))
+        return weight * (entropy(labels).mean() - balance * entropy(labels.mean(axis=0)))
 
     return penalty
 
@@ -221,13 +238,18 @@ def classification(model: Model, update: Update) -> Phase:
     return phase
 
 
-def smoothness(model: Model, update: Update, radius: float) -> Phase:
+def smoothness(
+    model: Model,
+    update: Update,
+    radius: float,
+    penalties: Mapping[str, Penalty] = MappingProxyType({}),
+) -> Phase:
     """The encoder's label head learns to say the same of an image and of its neighbours.
 
     Virtual adversarial training (Miyato et al., 2017, arXiv:1704.03976), not of the paper: descends
     KL(q(y|x) || q(y|x + r)) in nats, where r, of Euclidean length `radius`, is nearly the step that
     changes q(y|x) most: one power iteration from a random direction. It asks for no labels. The
-    first distribution is a constant target.
+    first distribution is a constant target. Penalties, of the code of x, are descended with it.
     """
     # Long enough for float32 to see a difference of second order.
     probe = 0.1
@@ -235,9 +257,12 @@ def smoothness(model: Model, update: Update, radius: float) -> Phase:
     def phase(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         keys = all_named(batch.keys, "smoothness")
 
-        def log_labels(params: Params, image: Array) -> Float[Array, "batch labels"]:
+        def encode(params: Params, image: Array) -> Code:
             # The same keys, so that an image and its neighbour lose the same units to dropout.
-            code, _ = model.encode(params, state.batch_stats, image, keys, True)
+            return model.encode(params, state.batch_stats, image, keys, True)[0]
+
+        def log_labels(params: Params, image: Array) -> Float[Array, "batch labels"]:
+            code = encode(params, image)
             assert code.label_logits is not None, "smoothness needs a label head"
             return jax.nn.log_softmax(code.label_logits)
 
@@ -252,8 +277,11 @@ def smoothness(model: Model, update: Update, radius: float) -> Phase:
         step = _of_length(radius, worst)
 
         def loss(params: Params) -> tuple[Float[Array, ""], Metrics]:
-            cost = change(params, step).mean()
-            return cost, {"smoothness": cost}
+            metrics = {"smoothness": change(params, step).mean()}
+            if penalties:
+                code = encode(params, batch.image)
+                metrics |= {name: penalty(params, code) for name, penalty in penalties.items()}
+            return jnp.stack(list(metrics.values())).sum(), metrics
 
         state, _, metrics = descend(update, state, loss)
         return state, metrics

@@ -123,7 +123,8 @@ def _with_tuples(value: Any, example: Any) -> Any:
 def _with_added(saved: dict[str, Any]) -> dict[str, Any]:
     for field in ADDED:
         *groups, name = field.split(".")
-        group, known = saved, base()
+        group: Any = saved
+        known: Any = base()
         for each in groups:
             group, known = group.get(each), known[each]
         if isinstance(group, dict):

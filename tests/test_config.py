@@ -249,6 +249,7 @@ VALUES = {
     "cluster_heads.eta": ([0.0, 1.0], [-1.0, math.inf]),
     "penalties.kl": ([0.0], [-1.0, math.nan]),
     "penalties.heads_apart": ([0.0], [-1.0]),
+    "penalties.information": ([0.0], [-1.0]),
     "phases": (
         [("regularization", "reconstruction")],
         [(), ("reconstruction", "reconstruction"), ("training",), (3,), ([1],)],
@@ -353,6 +354,11 @@ CONTRADICTIONS = {
         {"data__preprocessing": "standardize"},
         {"decoder__output": "linear"},
         ["decoder.output is sigmoid", "data.preprocessing standardize", "unit"],
+    ),
+    "information without smoothness": (
+        {**INFERRED, "penalties__information": 0.1},
+        {"phases": ("reconstruction", "regularization", "smoothness")},
+        ["penalties.information", "smoothness"],
     ),
     "parts of no other run": (
         {"init_parts": ("encoder/a", "encoder/ab")},

@@ -177,6 +177,7 @@ def test_a_step_of_a_config_keeps_the_state_and_gives_every_metric(name):
     assert ("classification" in metrics) == ("classification" in config.phases)
     assert ("kl" in metrics) == (config.penalties.kl > 0)
     assert ("heads_apart" in metrics) == (config.penalties.heads_apart > 0)
+    assert ("information" in metrics) == (config.penalties.information > 0)
     for part in ("style", "label"):
         assert (f"{part}/generator" in metrics) == bool(config[part].divergence)
     assert set(experiment.equilibria) <= set(metrics)
@@ -267,6 +268,9 @@ def test_rates_are_the_papers_where_it_gives_them(name):
     for variant in VARIANTS[name]:
         config = config_of(name, variant)
         optimizers = config.optimizers
+        if config.penalties.information:
+            assert variant.endswith("/best") and optimizers.smoothness.name == "adam"
+            continue
         assert {each: (f.name, f.learning_rate, f.momentum) for each, f in optimizers.items()} == {
             "autoencoder": ("sgd", 0.003 if config.init_from else 0.01, 0.9),
             "discriminator": ("sgd", 0.1, 0.1),
@@ -285,8 +289,11 @@ def test_the_best_recipe_smooths_labels_late_and_cuts_all_rates_at_one_epoch(nam
         best = variant.endswith("/best")
         assert ("smoothness" in config.phases) == best
         assert config.paper == config_of(name, variant.removesuffix("/best")).paper
-        balanced = config.data.labels != 0 or name == "mnist_dimensionality"
-        assert ("balance" in config.label.divergence) == (best and balanced)
+        if config.penalties.information:
+            assert best and config.label.divergence == "" and config.train.smoothness_start == 0
+            continue
+        balanced = best and config.data.labels != 0
+        assert ("balance" in config.label.divergence) == balanced
         if best:
             experiment = build(config, image_shape=(28, 28, 1), num_classes=10, num_examples=50_000)
             assert experiment.num_steps == 500 * config.train.epochs

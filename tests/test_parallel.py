@@ -16,7 +16,7 @@ from jax.flatten_util import ravel_pytree
 from jax.sharding import AxisType
 
 from aae_jax import divergences, parallel, priors
-from aae_jax.phases import Match, kl
+from aae_jax.phases import Match, information, kl
 from aae_jax.randomness import example_keys, named
 from aae_jax.state import ALONE, TrainState
 from aae_jax.step import Examples, Rows, chunk, train_step
@@ -113,7 +113,8 @@ def spectral(small_experiment, collective):
 
 
 def summed(small_experiment, collective):
-    """Sums of divergences of an example and of the whole batch, labels seen, smoothness."""
+    """Sums of divergences of an example and of the whole batch, labels seen, smoothness and what is
+    descended with it."""
     corners = priors.gaussian_mixture(2 * np.eye(4, 3), [0.1 * np.eye(3)] * 4)
     style = divergences.total(divergences.gan(), divergences.mmd())
     label = divergences.total(divergences.gan(), divergences.balance(3.0))
@@ -127,7 +128,8 @@ def summed(small_experiment, collective):
         batch_norm=True,
         collective=collective,
     )
-    return small.state, (small.reconstruction, small.regularization, small.smoothness(1.0))
+    smooth = small.smoothness(1.0, {"information": information(collective=collective)})
+    return small.state, (small.reconstruction, small.regularization, smooth)
 
 
 def convolutional(small_experiment, collective):

@@ -18,7 +18,7 @@ import scipy.stats
 from aae_jax import priors
 from aae_jax.divergences import Divergence, gan, hinge, least_squares, mmd, wasserstein
 from aae_jax.model import LIKELIHOODS, Code
-from aae_jax.phases import Batch, Match, critic_features, from_step, heads_apart, kl
+from aae_jax.phases import Batch, Match, critic_features, from_step, heads_apart, information, kl
 from aae_jax.randomness import example_keys
 from aae_jax.state import TrainState
 
@@ -694,6 +694,44 @@ def test_smoothness_moves_the_label_head_against_its_change(small_experiment):
         apart.append(np.linalg.norm(found - right) / np.linalg.norm(right))
     # The slope bends a little on the way.
     assert min(apart) < 0.3 and max(apart) > 1
+
+
+def test_information_is_of_the_label_and_its_image(small_experiment):
+    small = small_experiment(labels=LABELS, layout="style_and_inferred_label", rates=RATES)
+    state, image = small.state(std=0.5), LARGE_BATCH.image
+    labels = np.asarray(softmax(encoded(state.params["encoder"], image)["label"]))
+    of_images, of_all = (
+        scipy.stats.entropy(labels, axis=1).mean(),
+        scipy.stats.entropy(labels.mean(0)),
+    )
+    for weight, balance in ((0.1, 2.0), (3.0, 0.5)):
+        penalties = {"information": information(weight, balance)}
+        after, metrics = run(small.smoothness(0.5, penalties), state, LARGE_BATCH)
+        assert metrics.keys() == {"smoothness", "information"}
+        expected = weight * (of_images - balance * of_all)
+        np.testing.assert_allclose(metrics["information"], expected, rtol=1e-5)
+        assert_only_moved(state, after, ["encoder"], ["smoothness"])
+
+
+def test_information_is_descended_with_smoothness(small_experiment):
+    """Steps so short that nothing changes on them leave information alone to move the labels."""
+    small = small_experiment(labels=LABELS, layout="style_and_inferred_label", rates=RATES)
+    state = small.state(std=0.5)
+    phase = small.smoothness(1e-4, {"information": information()})
+    after, _ = run(phase, state, LARGE_BATCH)
+
+    def cost(encoder):
+        labels = softmax(encoded(encoder, LARGE_BATCH.image)["label"])
+        entropy = lambda p: -(p * jnp.log(p)).sum(-1)  # noqa: E731
+        return 0.1 * (entropy(labels).mean() - 2 * entropy(labels.mean(0)))
+
+    encoder = state.params["encoder"]
+    right, _ = sgd(encoder, jax.grad(cost)(encoder), "smoothness")
+    for part in ("trunk", "label"):
+        found = jax.tree.map(jnp.subtract, after.params["encoder"][part], encoder[part])
+        wanted = jax.tree.map(jnp.subtract, right[part], encoder[part])
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, wanted)
+        assert max(jnp.abs(leaf).max() for leaf in jax.tree.leaves(wanted)) > 1e-4
 
 
 def test_smoothness_grows_with_the_radius_and_sees_more_than_chance_does(small_experiment):
