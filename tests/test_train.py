@@ -569,7 +569,7 @@ def test_weights_that_do_not_fit_or_are_not_there(config_of, whole, tmp_path):
 
 def test_some_parts_start_from_another_run(config_of, tmp_path):
     """A style of another size: the trunk and the label head are taken, the rest begins anew."""
-    labels = EVERYTHING | {"encoder.batch_norm": True, "encoder.head_batch_norm": True}
+    labels = EVERYTHING | {"encoder.head_batch_norm": True, "train.averaging": 0.0}
     source, _ = trained(config_of(**labels), tmp_path / "source-5")
     fields = {
         "init_from": str(tmp_path / "source-{seed}"),
@@ -584,6 +584,9 @@ def test_some_parts_start_from_another_run(config_of, tmp_path):
     for part in ("trunk", "label"):
         assert leaves(here.params["encoder"][part]) == leaves(there.params["encoder"][part])
     assert here.params["encoder"]["style"]["kernel"].shape[1] == 3
+    # With their running statistics: labels are those of the source.
+    start, end = table(tmp_path / "run")[0], table(tmp_path / "source-5")[-1]
+    assert start["valid/error_percent"] == end["valid/error_percent"]
     averaged = here.averaged_params["encoder"]["label"]
     taken = there.params["encoder"]["label"]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), averaged, taken)
