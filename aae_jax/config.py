@@ -124,7 +124,7 @@ def base() -> ConfigDict:
             "penalties": {
                 "kl": 0.0,  # weight of KL(q(z|x) || p(z)): 1 makes the VAE
                 "heads_apart": 0.0,  # weight of the cost on near cluster heads
-                # Weight of H(y|x) - 2 H(y), descended with smoothness.
+                # Weight of H(y|x) + 2 KL(q(y) || label.prior), descended with smoothness.
                 "information": 0.0,
             },
             "phases": ("reconstruction", "regularization"),  # in this order, of PHASES

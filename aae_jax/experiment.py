@@ -99,7 +99,11 @@ def build(
     times = _times(config, num_examples)
     updates = _updates(config, times, collective)
     smoothed = _model(_with_clean_input(config), (), image_shape, collective)
-    phases = _phases(config, model, smoothed, matches, style_prior, updates, times, collective)
+    of_code = _penalties(config, style_prior)
+    of_labels = _label_penalties(config, label_prior, collective)
+    phases = _phases(
+        config, model, smoothed, matches, of_code, of_labels, updates, times, collective
+    )
     averaged = _autoencoder_subtrees(config) if config.train.averaging else ()
 
     def init(key: Key[Array, ""]) -> TrainState:
@@ -184,7 +188,7 @@ def _label_prior(config: ConfigDict, num_classes: int) -> Prior | None:
         raise ConfigError(f"model.labels is {labels}, but the data have {num_classes} classes")
     if not has_label_head(config):
         return None
-    if not config.label.divergence:
+    if not (config.label.divergence or config.penalties.information):
         return priors.categorical(labels)
     prior = _built(config.label.prior, PRIORS, "label.prior", Prior)
     if prior.dim != labels:
@@ -432,16 +436,8 @@ def _schedules(steps_per_epoch: float, num_steps: int) -> dict[str, Callable[...
     return {"constant": constant, "step": step, "cosine": cosine}
 
 
-def _phases(
-    config: ConfigDict,
-    model: Model,
-    smoothed: Model,
-    matches: tuple[Match, ...],
-    style_prior: Prior,
-    updates: dict[str, Update],
-    times: _Times,
-    collective: Collective,
-) -> tuple[Phase, ...]:
+def _penalties(config: ConfigDict, style_prior: Prior) -> dict[str, Penalty]:
+    """Descended with the reconstruction error."""
     penalties: dict[str, Penalty] = {}
     if config.penalties.kl:
         penalties["kl"] = kl(style_prior, config.penalties.kl)
@@ -449,12 +445,36 @@ def _phases(
         penalties["heads_apart"] = heads_apart(
             config.cluster_heads.eta, config.penalties.heads_apart
         )
-    of_labels: dict[str, Penalty] = {}
-    if config.penalties.information:
-        of_labels["information"] = information(config.penalties.information, collective=collective)
+    return penalties
+
+
+def _label_penalties(
+    config: ConfigDict, prior: Prior | None, collective: Collective
+) -> dict[str, Penalty]:
+    """Descended with smoothness."""
+    weight = config.penalties.information
+    if not weight or prior is None:
+        return {}
+    try:
+        return {"information": information(prior, weight, collective=collective)}
+    except ValueError as error:
+        raise ConfigError(f"label.prior is {config.label.prior!r}; {error}") from error
+
+
+def _phases(
+    config: ConfigDict,
+    model: Model,
+    smoothed: Model,
+    matches: tuple[Match, ...],
+    of_code: dict[str, Penalty],
+    of_labels: dict[str, Penalty],
+    updates: dict[str, Update],
+    times: _Times,
+    collective: Collective,
+) -> tuple[Phase, ...]:
     radius = config.train.smoothness_radius
     known: dict[str, Callable[[], Phase]] = {
-        "reconstruction": lambda: reconstruction(model, updates["autoencoder"], penalties),
+        "reconstruction": lambda: reconstruction(model, updates["autoencoder"], of_code),
         "regularization": lambda: regularization(
             model, matches, updates["discriminator"], updates["generator"], collective
         ),

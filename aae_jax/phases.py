@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, Key
 
@@ -101,18 +102,29 @@ def heads_apart(eta: float, weight: float = 1.0) -> Penalty:
 
 
 def information(
-    weight: float = 0.1, balance: float = 2.0, collective: Collective = ALONE
+    prior: Prior, weight: float = 0.1, balance: float = 2.0, collective: Collective = ALONE
 ) -> Penalty:
-    """weight * (H(y|x) - balance * H(y)), in nats: every image of one label, every label in use.
+    """weight * (H(y|x) + balance * KL(q(y) || p(y))), in nats, q(y) that of the whole batch.
 
-    Beside smoothness it is information maximising self-augmented training (Hu et al., 2017,
+    Every image is to have one label for certain, every label its share of the images. Beside
+    smoothness it is information maximising self-augmented training (Hu et al., 2017,
     arXiv:1702.08720), not of the paper.
+
+    Raises:
+        ValueError: the prior has no log probability of labels, or one that is never drawn.
     """
+    if prior.log_prob is None:
+        raise ValueError("information needs a prior with probabilities of labels (log_prob)")
+    log_prior = np.asarray(jax.vmap(prior.log_prob)(jnp.eye(prior.dim)))
+    if not np.isfinite(log_prior).all():
+        raise ValueError("information needs a prior that gives every label a probability")
 
     def penalty(params: Params, code: Code) -> Float[Array, ""]:
         assert code.label_logits is not None, "information needs a label head"
         labels = collective.gather(jax.nn.softmax(code.label_logits))
-        return weight * (entropy(labels).mean() - balance * entropy(labels.mean(axis=0)))
+        share = labels.mean(axis=0)
+        from_prior = -entropy(share) - share @ log_prior
+        return weight * (entropy(labels).mean() + balance * from_prior)
 
     return penalty
 

@@ -369,29 +369,38 @@ def swiss_roll_curve(
     return 3 * scale * root[..., None] * jnp.stack([jnp.cos(angle), jnp.sin(angle)], axis=-1)
 
 
-def categorical(num_categories: int) -> Prior:
-    """One-hot vectors, all equally likely; mode k is the k-th one (sections 5 and 6 of the paper).
+def categorical(num_categories: int, weights: Numbers | None = None) -> Prior:
+    """One-hot vectors; mode k is the k-th one (sections 5 and 6 of the paper).
 
-    Its log_prob is a log probability and not a density: -log(num_categories) on one-hot vectors,
-    minus infinity elsewhere.
+    Its log_prob is a log probability and not a density: that of the one-hot vector, minus infinity
+    elsewhere.
 
     >>> categorical(3).sample_mode(jax.random.key(0), 1).tolist()
     [0.0, 1.0, 0.0]
 
+    Args:
+        num_categories: at least 1.
+        weights: [categories], not negative; divided by their sum. None makes all equally likely.
+
     Raises:
-        ValueError: num_categories below 1.
+        ValueError: num_categories below 1, a negative weight, or weights that are all zero.
     """
     _check_count("categorical: num_categories", num_categories)
+    log_weights = _log_weights("categorical: weights", weights, num_categories)
 
     def sample(key: Key[Array, ""]) -> Float[Array, "dim"]:
-        return jax.nn.one_hot(jax.random.randint(key, (), 0, num_categories), num_categories)
+        if weights is None:
+            drawn = jax.random.randint(key, (), 0, num_categories)
+        else:
+            drawn = jax.random.categorical(key, jnp.asarray(log_weights))
+        return jax.nn.one_hot(drawn, num_categories)
 
     def sample_mode(key: Key[Array, ""], mode: Mode) -> Float[Array, "dim"]:
         return jax.nn.one_hot(_clip_mode(mode, num_categories), num_categories)
 
     def log_prob(code: Float[Array, "dim"]) -> Float[Array, ""]:
         is_one_hot = jnp.all((code == 0) | (code == 1)) & (jnp.sum(code) == 1)
-        return jnp.where(is_one_hot, -math.log(num_categories), -jnp.inf)
+        return jnp.where(is_one_hot, jnp.asarray(log_weights)[jnp.argmax(code)], -jnp.inf)
 
     return Prior(num_categories, sample, sample_mode, log_prob, num_categories)
 

@@ -128,7 +128,8 @@ def summed(small_experiment, collective):
         batch_norm=True,
         collective=collective,
     )
-    smooth = small.smoothness(1.0, {"information": information(collective=collective)})
+    uneven = information(priors.categorical(LABELS, range(1, LABELS + 1)), collective=collective)
+    smooth = small.smoothness(1.0, {"information": uneven})
     return small.state, (small.reconstruction, small.regularization, smooth)
 
 

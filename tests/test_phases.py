@@ -700,24 +700,35 @@ def test_information_is_of_the_label_and_its_image(small_experiment):
     small = small_experiment(labels=LABELS, layout="style_and_inferred_label", rates=RATES)
     state, image = small.state(std=0.5), LARGE_BATCH.image
     labels = np.asarray(softmax(encoded(state.params["encoder"], image)["label"]))
-    of_images, of_all = (
-        scipy.stats.entropy(labels, axis=1).mean(),
-        scipy.stats.entropy(labels.mean(0)),
-    )
-    for weight, balance in ((0.1, 2.0), (3.0, 0.5)):
-        penalties = {"information": information(weight, balance)}
+    of_images = scipy.stats.entropy(labels, axis=1).mean()
+    for shares, weight, balance in (
+        (np.ones(LABELS), 0.1, 2.0),
+        (np.arange(1, 1 + LABELS), 3, 0.5),
+    ):
+        prior = priors.categorical(LABELS, shares)
+        penalties = {"information": information(prior, weight, balance)}
         after, metrics = run(small.smoothness(0.5, penalties), state, LARGE_BATCH)
         assert metrics.keys() == {"smoothness", "information"}
-        expected = weight * (of_images - balance * of_all)
+        from_prior = scipy.stats.entropy(labels.mean(axis=0), shares)
+        expected = weight * (of_images + balance * from_prior)
         np.testing.assert_allclose(metrics["information"], expected, rtol=1e-5)
         assert_only_moved(state, after, ["encoder"], ["smoothness"])
+
+
+def test_information_needs_the_probability_of_every_label():
+    for prior, words in (
+        (priors.swiss_roll(), "probabilities of labels"),
+        (priors.categorical(3, [1.0, 0.0, 1.0]), "gives every label a probability"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            information(prior)
 
 
 def test_information_is_descended_with_smoothness(small_experiment):
     """Steps so short that nothing changes on them leave information alone to move the labels."""
     small = small_experiment(labels=LABELS, layout="style_and_inferred_label", rates=RATES)
     state = small.state(std=0.5)
-    phase = small.smoothness(1e-4, {"information": information()})
+    phase = small.smoothness(1e-4, {"information": information(priors.categorical(LABELS))})
     after, _ = run(phase, state, LARGE_BATCH)
 
     def cost(encoder):

@@ -239,6 +239,16 @@ def test_categorical_samples_are_one_hot_and_equally_likely():
     assert scipy.stats.chisquare(samples.sum(axis=0)).pvalue > 1e-3
 
 
+def test_categorical_samples_are_as_frequent_as_their_weights():
+    prior = priors.categorical(4, weights=[1, 0, 3, 4])
+    samples = draw(prior)
+    shares = np.array([1, 0, 3, 4]) / 8
+    np.testing.assert_allclose(samples.mean(axis=0), shares, atol=0.02)
+    np.testing.assert_array_equal(np.unique(samples), [0, 1])
+    log_probs = jax.vmap(prior.log_prob)(jnp.eye(4))
+    np.testing.assert_allclose(np.exp(log_probs), shares, rtol=1e-6)
+
+
 def test_mode_k_of_a_categorical_is_the_kth_one_hot(rng):
     modes = rng.integers(4, size=4000)
     np.testing.assert_array_equal(draw_modes(MODAL["categorical"], modes), np.eye(4)[modes])
@@ -599,6 +609,7 @@ def test_quantiles_are_those_of_each_coordinate():
             r"swiss_roll_curve: scale must be a positive number",
         ),
         (lambda: priors.categorical(0), r"categorical: num_categories must be a whole number"),
+        (lambda: priors.categorical(2, [1]), r"categorical: weights must have the shape \(2,\)"),
         (
             lambda: priors.empirical(np.zeros((0, 2))),
             r"empirical: points must have the shape \[n, dim\] .* got the shape \(0, 2\)",
