@@ -308,6 +308,19 @@ def test_smoothness_looks_at_images_without_their_noise():
     jax.tree.map(np.testing.assert_array_equal, noisy, clean)
 
 
+def test_information_has_the_weight_and_the_prior_of_the_config():
+    def information(weight, prior):
+        fields = {"penalties.information": weight, "label.prior": prior}
+        experiment = made(tiny(**ALONE["smoothness"], **fields))
+        return jax.jit(experiment.step)(start(experiment), batch())[1].get("information")
+
+    even, uneven = "categorical(3)", "categorical(3, weights=(1, 2, 50))"
+    assert information(0.0, even) is None
+    light, heavy = (information(weight, even) for weight in (0.1, 0.3))
+    np.testing.assert_allclose(heavy, 3 * light, rtol=1e-5)
+    assert information(0.1, uneven) > light + 0.01
+
+
 def test_smoothness_begins_at_its_epoch_and_its_schedule_with_it():
     """3 steps an epoch: smoothness rests for 6 of them, and its cosine ends with the run."""
     fields = {
@@ -851,6 +864,15 @@ REFUSED = {
     "a label prior of another size": (
         {**ALL_PHASES, "label.prior": "categorical(4)"},
         ["label.prior", "4", "model.labels is 3"],
+    ),
+    "information on labels of which one is never drawn": (
+        {
+            **ALL_PHASES,
+            "phases": ("reconstruction", "smoothness"),
+            **{"style.divergence": "", "label.divergence": "", "penalties.information": 0.1},
+            "label.prior": "categorical(3, weights=(1, 0, 1))",
+        },
+        ["label.prior is 'categorical(3, weights=(1, 0, 1))'", "every label a probability"],
     ),
     "a style that is compared as if it were labels": (
         {"style.divergence": "mutual_information()"},
