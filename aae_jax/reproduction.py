@@ -28,7 +28,7 @@ from aae_jax.workdir import WorkdirError, read_config, write_text
 Row = Mapping[str, str | float | int]
 # Lines of a file that differ in this were not made by one recipe.
 _RECIPE = "recipe_digest"
-_MARKED = re.compile(r"(<!-- ([^:|]+): ([^|]+?) -->)[^|<\n]*")
+_MARKED = re.compile(r"(<!-- ([^:|<>]+): ([^|<>]+) -->)[^|<\n]*")
 # Beside the folder of results; what is filled in from it.
 _DOCUMENTS = ("RESULTS.md", "README.md")
 

@@ -193,7 +193,7 @@ def test_marks_are_filled_in_from_their_tables(tmp_path):
     text = (
         "| E1 | 2.0 | <!-- a-100: codes: MMD --> 99 (1 seed) | x |\n"
         "| E2 | <!-- b: error --> | y |\n"
-        "| <!-- a-100: codes: MMD --> 99 <!-- and -->and <!-- b: error --> 1 % | 2 |\n"
+        "| <!-- a-100: codes: MMD --> 99 <!-- and --> and <!-- a-100: codes: MMD --> 1 % | 2 |\n"
         "no table: <!-- a-100: codes: MMD -->\n<!-- a remark --> stays"
     )
     filled = reproduction.fill_in(text, tmp_path)
@@ -202,8 +202,8 @@ def test_marks_are_filled_in_from_their_tables(tmp_path):
     )
     assert filled.splitlines()[1] == "| E2 | <!-- b: error --> not run | y |"
     assert filled.splitlines()[2] == (
-        "| <!-- a-100: codes: MMD --> 3.50 ± 0.50 (2 seeds) <!-- and -->and "
-        "<!-- b: error --> not run | 2 |"
+        "| <!-- a-100: codes: MMD --> 3.50 ± 0.50 (2 seeds) <!-- and --> and "
+        "<!-- a-100: codes: MMD --> 3.50 ± 0.50 (2 seeds) | 2 |"
     )
     assert filled.endswith("<!-- a remark --> stays")
     assert reproduction.fill_in(filled, tmp_path) == filled
