@@ -226,7 +226,10 @@ def _start(
     if run.config.init_from:
         folder = Path(run.config.init_from.replace("{seed}", str(run.config.seed)))
         parts = _parts(abstract_state(run), run.config.init_parts)
-        other = checkpoints.restore_subtrees(folder / "checkpoints", parts)
+        try:
+            other = checkpoints.restore_subtrees(folder / "checkpoints", parts)
+        except checkpoints.CheckpointError as error:
+            raise checkpoints.CheckpointError(f"init_from: {error}") from error
         state = _with_parts(state, _at_home(run, other.state))
         if state.averaged_params is not None:
             # Copies, as in init_state; the average of one step is the weights themselves.

@@ -563,6 +563,7 @@ def test_weights_that_do_not_fit_or_are_not_there(config_of, whole, tmp_path):
         with pytest.raises(checkpoints.CheckpointError) as caught:
             trained(config_of(**EVERYTHING | change), tmp_path / "run")
         assert words in str(caught.value) and change["init_from"] in str(caught.value)
+        assert str(caught.value).startswith("init_from: ")
         assert "\n" not in str(caught.value)
     assert not (tmp_path / "nowhere").exists()
 
