@@ -701,10 +701,8 @@ def test_information_is_of_the_label_and_its_image(small_experiment):
     state, image = small.state(std=0.5), LARGE_BATCH.image
     labels = np.asarray(softmax(encoded(state.params["encoder"], image)["label"]))
     of_images = scipy.stats.entropy(labels, axis=1).mean()
-    for shares, weight, balance in (
-        (np.ones(LABELS), 0.1, 2.0),
-        (np.arange(1, 1 + LABELS), 3, 0.5),
-    ):
+    even, uneven = np.ones(LABELS), 1.0 + np.arange(LABELS)
+    for shares, weight, balance in ((even, 0.1, 2.0), (uneven, 3.0, 0.5)):
         prior = priors.categorical(LABELS, shares)
         penalties = {"information": information(prior, weight, balance)}
         after, metrics = run(small.smoothness(0.5, penalties), state, LARGE_BATCH)
