@@ -192,7 +192,7 @@ def streaming(arguments: argparse.Namespace) -> Rows:
         with tempfile.TemporaryDirectory() as folder:
             image, label = examples(_workload(arguments)._replace(num_images=images))
             image = image[..., np.newaxis]
-            splits = {"train": (image, label), "test": (image[-10:], label[-10:])}
+            splits = {"train": (image, label), "test": (image[-100:], label[-100:])}
             spec = tfds_sets.write(Path(folder), "streaming", splits)
             measured: dict[bool, list[tuple[float, float]]] = {False: [], True: []}
             for _ in range(arguments.rounds):
