@@ -182,6 +182,12 @@ def with_best(variants: Mapping[str, _Variant]) -> dict[str, _Variant]:
     return {**variants, **{f"{name}/best": value for name, value in variants.items()}}
 
 
+def use_widths(config: ConfigDict, *widths: int) -> None:
+    """Hidden layers of these widths in all networks of the given config."""
+    for network in ("encoder", "decoder", "discriminator"):
+        config[network].widths = widths
+
+
 def use_adam(
     config: ConfigDict,
     autoencoder: float = 3e-4,
@@ -234,8 +240,7 @@ def use_smoothness(config: ConfigDict, start: float, cut: float, end: float) -> 
         optimizer.schedule = f"step(0.1, epochs=({cut:g},))"
     smoothness = config.optimizers.smoothness
     smoothness.learning_rate, smoothness.schedule = 0.03, f"step(0.1, epochs=({cut - start:g},))"
-    for network in ("encoder", "decoder", "discriminator"):
-        config[network].widths = (500, 500)
+    use_widths(config, 500, 500)
 
 
 def use_information(config: ConfigDict) -> None:
@@ -255,8 +260,7 @@ def use_information(config: ConfigDict) -> None:
     config.encoder.input_dropout = 0.0
     config.train.smoothness_radius = 2.0
     config.train.epochs, config.train.batch_size, config.train.averaging = 100.0, 250, 0.999
-    for network in ("encoder", "decoder", "discriminator"):
-        config[network].widths = (500, 500)
+    use_widths(config, 500, 500)
 
 
 def mnist() -> ConfigDict:
@@ -279,7 +283,7 @@ def svhn() -> ConfigDict:
     config.model.style_dim = 20
     config.model.labels = 10
     config.style.prior = "gaussian(20, std=1.0)"
-    config.encoder.widths = config.decoder.widths = config.discriminator.widths = (3000, 3000)
+    use_widths(config, 3000, 3000)
     config.encoder.batch_norm = config.decoder.batch_norm = True
     config.encoder.input_dropout = 0.2
     config.decoder.output = "linear"
@@ -529,6 +533,8 @@ def _contradictions(config: ConfigDict) -> list[str]:
         bad.append("the phase smoothness needs a label head: model.labels of 1 or more")
     if config.penalties.information and "smoothness" not in config.phases:
         bad.append("penalties.information needs the phase smoothness, with which it is descended")
+    if config.penalties.information and config.train.batch_size < 2:
+        bad.append("penalties.information needs batches of 2 or more, see train.batch_size")
     if config.evaluation.fitted_prior and (style.divergence or config.penalties.kl):
         bad.append(
             "evaluation.fitted_prior is True; it is for codes that follow no prior: allowed with "

@@ -246,25 +246,27 @@ def _parts(state: TrainState, names: Sequence[str]) -> dict[str, Any]:
     Raises:
         ConfigError: there is no such part.
     """
+    weights = _weights(state)
     if not names:
-        return {"params": state.params, "batch_stats": state.batch_stats}
-    trees = {"params": state.params, "batch_stats": state.batch_stats}
-    found = {
-        f"{kind}/{name}": part
-        for kind, tree in trees.items()
-        for name in names
-        if (part := _part(tree, name.split("/"))) is not None
-    }
+        return weights
+    known = [f"encoder/{part}" for part in state.params["encoder"]]
+    known += [part for part in state.params if part != "encoder"]
+    found: dict[str, Any] = {}
     for name in names:
-        if f"params/{name}" not in found:
-            known = [f"encoder/{part}" for part in state.params["encoder"]]
-            known += [part for part in state.params if part != "encoder"]
+        paths = [f"{kind}/{name}" for kind in weights]
+        parts = {path: part for path in paths if (part := _part(weights, path)) is not None}
+        if paths[0] not in parts:
             raise ConfigError(f"init_parts has {name!r}; this model has {', '.join(known)}")
+        found |= parts
     return found
 
 
-def _part(tree: Any, path: list[str]) -> Any | None:
-    for name in path:
+def _weights(state: TrainState) -> dict[str, Any]:
+    return {"params": state.params, "batch_stats": state.batch_stats}
+
+
+def _part(tree: Any, path: str) -> Any | None:
+    for name in path.split("/"):
         if not isinstance(tree, Mapping) or name not in tree:
             return None
         tree = tree[name]
@@ -272,10 +274,10 @@ def _part(tree: Any, path: list[str]) -> Any | None:
 
 
 def _with_parts(state: TrainState, parts: Mapping[str, Any]) -> TrainState:
-    trees = {"params": state.params, "batch_stats": state.batch_stats}
+    weights = _weights(state)
     for path, part in parts.items():
-        trees = _put(trees, path.split("/"), part)
-    return state.replace(**trees)
+        weights = _put(weights, path.split("/"), part)
+    return state.replace(**weights)
 
 
 def _put(tree: Mapping[str, Any], path: list[str], part: Any) -> dict[str, Any]:

@@ -30,6 +30,7 @@ import numpy as np
 from aae_jax import train
 from aae_jax.data import preprocessing
 from aae_jax.evaluation import likelihood
+from aae_jax.evaluation.latent_space import FEWEST_CODES
 from aae_jax.files import write_whole
 from aae_jax.recording import Row, read_metrics
 from aae_jax.state import Params, evaluated_params
@@ -192,7 +193,10 @@ def streaming(arguments: argparse.Namespace) -> Rows:
         with tempfile.TemporaryDirectory() as folder:
             image, label = examples(_workload(arguments)._replace(num_images=images))
             image = image[..., np.newaxis]
-            splits = {"train": (image, label), "test": (image[-100:], label[-100:])}
+            splits = {
+                "train": (image, label),
+                "test": (image[-FEWEST_CODES:], label[-FEWEST_CODES:]),
+            }
             spec = tfds_sets.write(Path(folder), "streaming", splits)
             measured: dict[bool, list[tuple[float, float]]] = {False: [], True: []}
             for _ in range(arguments.rounds):

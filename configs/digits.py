@@ -5,7 +5,7 @@ python -m aae_jax.main --config configs/digits.py
 
 from ml_collections import ConfigDict
 
-from aae_jax.config import base, use_adam
+from aae_jax.config import base, use_adam, use_widths
 
 
 def get_config() -> ConfigDict:
@@ -14,8 +14,7 @@ def get_config() -> ConfigDict:
     config.experiment = "E1"
     config.title = "Adversarial autoencoder on scikit-learn's digits, 2-D Gaussian prior"
     config.data.source = "digits"
-    for network in ("encoder", "decoder", "discriminator"):
-        config[network].widths = (256, 256)
+    use_widths(config, 256, 256)
     use_adam(config, autoencoder=1e-3, discriminator=2e-3, generator=1e-3)
     config.train.epochs = 400.0
     config.evaluation.every_epochs = 20.0

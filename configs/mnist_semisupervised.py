@@ -20,7 +20,7 @@ layers of 500 units (1000 with all labels), a pull to equally frequent labels be
 
 from ml_collections import ConfigDict
 
-from aae_jax.config import chosen, mnist, use_smoothness, with_best
+from aae_jax.config import chosen, mnist, use_smoothness, use_widths, with_best
 
 PAPER = {"100": "1.90 ± 0.10", "1000": "1.60 ± 0.08", "all": "0.85 ± 0.02"}
 # The more labels, the sooner most of each cluster of images has the right one.
@@ -47,7 +47,6 @@ def get_config(variant: str = "100") -> ConfigDict:
     if variant.endswith("/best"):
         use_smoothness(config, start=SMOOTH_FROM[labels], cut=54.0, end=60.0)
         if labels == "all":
-            for network in ("encoder", "decoder", "discriminator"):
-                config[network].widths = (1000, 1000)
+            use_widths(config, 1000, 1000)
     config.paper = {"classification error": paper}
     return config

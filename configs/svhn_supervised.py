@@ -10,7 +10,7 @@ epochs of the stand-in (1400 steps, a style of 20 dimensions) the label hardly c
 
 from ml_collections import ConfigDict
 
-from aae_jax.config import svhn, use_adam
+from aae_jax.config import svhn, use_adam, use_widths
 
 
 def get_config() -> ConfigDict:
@@ -24,7 +24,6 @@ def get_config() -> ConfigDict:
     config.style.prior = "unconditional(gaussian(8, std=1.0), modes=10)"
     config.style.label_informed = True
     use_adam(config, autoencoder=1e-3, discriminator=2e-3, generator=1e-3)
-    for network in ("encoder", "decoder", "discriminator"):
-        config[network].widths = (1000, 1000)
+    use_widths(config, 1000, 1000)
     config.train.epochs = 150.0
     return config

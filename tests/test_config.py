@@ -360,6 +360,16 @@ CONTRADICTIONS = {
         {"phases": ("reconstruction", "regularization", "smoothness")},
         ["penalties.information", "smoothness"],
     ),
+    "information of one example": (
+        {
+            **INFERRED,
+            "penalties__information": 0.1,
+            "phases": ("reconstruction", "regularization", "smoothness"),
+            "train__batch_size": 1,
+        },
+        {"train__batch_size": 2},
+        ["penalties.information", "2 or more", "train.batch_size"],
+    ),
     "parts of no other run": (
         {"init_parts": ("encoder/a", "encoder/ab")},
         {"init_from": "runs/other"},
