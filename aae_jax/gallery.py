@@ -34,6 +34,7 @@ PLATES = (
     Plate("fig7b_stand_in_svhn_styles", "svhn_supervised.py", "styles_and_labels"),
     Plate("e11_styles_100_labels", "mnist_semisupervised.py:100/best", "styles_and_labels"),
     Plate("fig9_clusters", "mnist_clustering.py:16/best", "clusters"),
+    Plate("fig9_thirty_clusters", "mnist_clustering.py:30/best", "clusters"),
     Plate("fig11a_1000_labels", "mnist_dimensionality.py:1000/best", "heads"),
     Plate("fig11b_100_labels", "mnist_dimensionality.py:100/best", "heads"),
     Plate("fig11c_no_labels", "mnist_dimensionality.py:20/best", "heads"),

@@ -20,7 +20,7 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 
 from aae_jax import parallel, program
-from aae_jax.config import digest
+from aae_jax.config import base, digest
 from aae_jax.files import write_whole
 from aae_jax.recording import read_metrics
 from aae_jax.workdir import WorkdirError, read_config, write_text
@@ -60,8 +60,8 @@ def of_seed(config: ConfigDict, seed: int) -> ConfigDict:
 def recipe_digest(config: ConfigDict) -> str:
     """A fingerprint of what decides a score, but for the seed: not names, nor where data lie.
 
-    Nor which scores come beside the others: those of samples, and of the Parzen estimator, which
-    scores fewer samples on the way to many.
+    Nor how often validation images are scored, nor which scores come beside the others: those of
+    samples, and of the Parzen estimator, which scores fewer samples on the way to many.
     """
     recipe = of_seed(config, 0)
     with recipe.unlocked():
@@ -70,6 +70,7 @@ def recipe_digest(config: ConfigDict) -> str:
         recipe.data.download, recipe.data.data_dir = False, ""
         recipe.experiment, recipe.title, recipe.paper, recipe.data.paper = "", "", {}, ""
         recipe.evaluation.parzen_samples, recipe.evaluation.sample_quality = 0, False
+        recipe.evaluation.every_epochs = base().evaluation.every_epochs
     return digest(recipe)
 
 

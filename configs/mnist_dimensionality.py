@@ -10,7 +10,8 @@
   python -m aae_jax.main --config configs/mnist_dimensionality.py:circle/best
 
 The first 100 epochs of the schedule of appendix A.2.1. The recipe "best" is that of
-mnist_semisupervised.py and, without labels, of mnist_clustering.py:30. RESULTS.md has the scores.
+mnist_semisupervised.py and, without labels, that of mnist_clustering.py:30 with layers of 500 units
+and an autoencoder at its full rate from the start. RESULTS.md has the scores.
 
 "100/best" starts from the encoder of a finished run with ten dimensions and the same 100 labels.
 Found together with a style of two dimensions, its label head would part fours and nines by slant.

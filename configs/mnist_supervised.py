@@ -26,5 +26,6 @@ def get_config() -> ConfigDict:
     config.model.layout = "style_and_given_label"
     config.style.prior = "unconditional(gaussian(15, std=1.0), modes=10)"
     config.style.label_informed = True
-    config.train.epochs = 60.0
+    config.encoder.batch_norm = True
+    config.train.epochs, config.train.averaging = 60.0, 0.999
     return config

@@ -115,6 +115,7 @@ def test_where_the_data_lie_and_what_a_run_is_called_are_no_part_of_the_recipe(t
     assert here == of("idx:mnist", data={"download": True, "data_dir": "there", "paper": "x"})
     assert here == of("idx:mnist", evaluation={"parzen_samples": 1_000_000})
     assert here == of("idx:mnist", evaluation={"sample_quality": True})
+    assert here == of("idx:mnist", evaluation={"every_epochs": 5.0})
     others = {of("idx:data/fashion"), of("tfds:mnist"), of("idx:mnist", data={"labels": 7})}
     assert len({here, *others}) == 4
 

@@ -735,9 +735,10 @@ class TfdsImages:
 
 
 def _unreadable(where: Path | str, error: Exception) -> DataError:
+    # OpenCV returns None for what is no image, and TFDS takes that for an array.
+    reason = "damaged image" if isinstance(error, AttributeError) else _reason(error)
     return DataError(
-        f"{where}: TFDS cannot read it ({_reason(error)}); "
-        "delete the folder and prepare the data set again"
+        f"{where}: TFDS cannot read it ({reason}); delete the folder and prepare the data set again"
     )
 
 

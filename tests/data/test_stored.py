@@ -3,6 +3,7 @@
 TFDS sets that are streamed are those that are read into memory.
 """
 
+import io
 import shutil
 import threading
 import tracemalloc
@@ -10,12 +11,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from tensorflow_datasets.core.features import image_feature
+from tensorflow_datasets.proto import tf_example_pb2
 
 from aae_jax.data import DataError, load, preprocessing, split
-from aae_jax.data.sources import Stored
+from aae_jax.data.sources import Stored, TfdsImages
 from aae_jax.data.stored import PIECE, Reader, StoredImages, ahead
 
 
@@ -210,6 +214,44 @@ def test_a_broken_record_is_named_with_what_to_do(stored_digits, tmp_path):
     # From the start, it is noticed at once.
     with pytest.raises(DataError, match="prepare the data set again"):
         load(spec, data_dir=str(tmp_path), streaming=True)
+
+
+class Records(list):
+    """A TFDS data source of serialized examples."""
+
+    def __getitems__(self, rows):
+        return [self[row] for row in rows]
+
+
+@pytest.mark.parametrize("decoder", ["opencv", "pillow"])
+def test_tfds_images_are_decoded_and_what_is_none_is_named(decoder, monkeypatch):
+    if decoder == "pillow":
+        monkeypatch.setattr(image_feature, "cv2", None)
+    written = numbered(3)
+    encoded = [*map(png, written), png(written[0])[:40]]
+    feature = tfds.features.FeaturesDict({"image": tfds.features.Image(shape=(2, 3, 1))})
+    records = Records(serialized(each) for each in encoded)
+    reader = TfdsImages(records, feature["image"], "the set")
+    np.testing.assert_array_equal(reader.read(np.array([2, 0, 1])), written[[2, 0, 1]])
+    with pytest.raises(DataError) as caught:
+        reader.read(np.arange(4))
+    line = str(caught.value)
+    assert line.startswith("the set, example 3: ") and "prepare the data set again" in line
+    assert "image" in line and "NoneType" not in line
+
+
+def serialized(image):
+    """A record of a TFDS set."""
+    example = tf_example_pb2.Example()
+    example.features.feature["image"].bytes_list.value.append(image)
+    return example.SerializeToString()
+
+
+def png(image):
+    """A grey image as a PNG file's bytes."""
+    content = io.BytesIO()
+    Image.fromarray(image[..., 0]).save(content, "png")
+    return content.getvalue()
 
 
 def damage(records: Path):
