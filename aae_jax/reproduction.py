@@ -23,7 +23,7 @@ from aae_jax import parallel, program
 from aae_jax.config import base, digest
 from aae_jax.files import write_whole
 from aae_jax.recording import read_metrics
-from aae_jax.workdir import WorkdirError, read_config, write_text
+from aae_jax.workdir import WorkdirError, read_config, start_of, write_text
 
 Row = Mapping[str, str | float | int]
 # Lines of a file that differ in this were not made by one recipe.
@@ -65,13 +65,17 @@ def recipe_digest(config: ConfigDict) -> str:
     """
     recipe = of_seed(config, 0)
     with recipe.unlocked():
-        kind, _, place = recipe.data.source.partition(":")
-        recipe.data.source = f"{kind}:{Path(place).name}"
+        recipe.data.source = _data_set(config)
         recipe.data.download, recipe.data.data_dir = False, ""
         recipe.experiment, recipe.title, recipe.paper, recipe.data.paper = "", "", {}, ""
         recipe.evaluation.parzen_samples, recipe.evaluation.sample_quality = 0, False
         recipe.evaluation.every_epochs = base().evaluation.every_epochs
     return digest(recipe)
+
+
+def _data_set(config: ConfigDict) -> str:
+    kind, _, place = config.data.source.partition(":")
+    return f"{kind}:{Path(place).name}"
 
 
 def reproduce(
@@ -108,8 +112,9 @@ def _reproduce(recipe: Recipe, seeds: Sequence[int]) -> None:
         if any(row["seed"] == str(seed) for row in rows_of(recipe.table, found)):
             print(f"seed {seed} is in {recipe.table}")
             continue
-        run = recipe.folder / f"seed-{seed}"
-        if not program.run(of_seed(recipe.config, seed), run, recipe.command):
+        config, run = of_seed(recipe.config, seed), recipe.folder / f"seed-{seed}"
+        _refuse_other_labels(config)
+        if not program.run(config, run, recipe.command):
             return
         if parallel.is_first():
             add_row(recipe.table, {"seed": seed, _RECIPE: found, **finished_run(run)})
@@ -117,6 +122,25 @@ def _reproduce(recipe: Recipe, seeds: Sequence[int]) -> None:
             if recipe.table.parent.name == "results":
                 _fill_in_documents(recipe.table.parent)
     print(summary(rows_of(recipe.table)))
+
+
+def _refuse_other_labels(config: ConfigDict) -> None:
+    """A run that starts from another one knows that one's labels too.
+
+    Raises:
+        WorkdirError: those are others than its own.
+    """
+    if not config.init_from or config.data.labels < 1 or not start_of(config).is_dir():
+        return
+    other = read_config(start_of(config))
+    told, own = (other.seed, other.data.labels), (config.seed, config.data.labels)
+    if _data_set(other) == _data_set(config) and other.data.labels and told != own:
+        count = other.data.labels if other.data.labels > 0 else "all"
+        raise WorkdirError(
+            f"init_from: {start_of(config)} was told {count} labels with seed {other.seed}, this "
+            f"run has {config.data.labels} with seed {config.seed}; name the run of the same "
+            "labels, {seed} in its name being the seed"
+        )
 
 
 def _record(folder: Path, trials: Path) -> None:

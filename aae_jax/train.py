@@ -27,7 +27,7 @@ from aae_jax.recording import Console, Recorder, recording
 from aae_jax.state import TrainState
 from aae_jax.step import Rows, Step, chunk
 from aae_jax.validation import validator
-from aae_jax.workdir import DESCRIPTION, PREPROCESSING
+from aae_jax.workdir import DESCRIPTION, PREPROCESSING, start_of
 
 # How often the processes have asked for a SIGTERM; they agree on the question to stop at.
 _questions = itertools.count()
@@ -224,7 +224,7 @@ def _start(
         return _at_home(run, restored.state), float(restored.metadata.get("seconds", 0.0))
     state = initial_state(run)
     if run.config.init_from:
-        folder = Path(run.config.init_from.replace("{seed}", str(run.config.seed)))
+        folder = start_of(run.config)
         parts = _parts(abstract_state(run), run.config.init_parts)
         try:
             other = checkpoints.restore_subtrees(folder / "checkpoints", parts)

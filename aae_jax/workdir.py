@@ -101,6 +101,11 @@ def read_config(workdir: Path) -> ConfigDict:
         raise WorkdirError(f"{path} cannot be read: {error}") from error
 
 
+def start_of(config: ConfigDict) -> Path:
+    """The workdir whose weights a run with `init_from` starts from."""
+    return Path(config.init_from.replace("{seed}", str(config.seed)))
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes a file that is never seen half-written.
 

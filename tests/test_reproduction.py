@@ -120,6 +120,43 @@ def test_where_the_data_lie_and_what_a_run_is_called_are_no_part_of_the_recipe(t
     assert len({here, *others}) == 4
 
 
+@pytest.mark.parametrize(
+    ("labels", "of_source", "told"),
+    [
+        (100, {"labels": 100}, True),
+        (100, {"labels": 1000}, True),
+        (100, {"labels": -1}, True),
+        (100, {"labels": 0}, False),
+        (100, {"labels": 100, "source": "idx:other"}, False),
+        (-1, {"labels": 100}, False),
+    ],
+)
+def test_a_run_of_few_labels_does_not_start_from_one_that_was_told_others(
+    tmp_path, runs, capsys, labels, of_source, told
+):
+    for seed in (0, 1):
+        source = config.base().unlock()
+        source.data.update(of_source)
+        source.seed = seed
+        (tmp_path / f"source-{seed}").mkdir()
+        (tmp_path / f"source-{seed}" / CONFIG).write_text(source.to_json())
+
+    def start_from(name):
+        start = {"init_from": str(tmp_path / name), "data": {"labels": labels}}
+        return recipe_in(tmp_path / name, **start)
+
+    assert reproduction.reproduce(start_from("source-0"), [0, 1]) == told
+    message = capsys.readouterr().err
+    same_run = of_source["labels"] == labels
+    done = [0, 1] if not told else [0] if same_run else []
+    assert [seed for seed, _ in runs[0]] == done
+    if told:
+        assert message.count("\n") == 1 and "{seed}" in message
+        assert f"{'all' if of_source['labels'] < 0 else of_source['labels']} labels" in message
+    runs[0].clear()
+    assert reproduction.reproduce(start_from("source-{seed}"), [0, 1]) == (told and not same_run)
+
+
 def test_the_seed_is_all_that_a_run_changes():
     fields = config.base()
     changed = reproduction.of_seed(fields, 7)
