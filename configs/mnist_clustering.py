@@ -55,6 +55,6 @@ def get_config(variant: str = "16") -> ConfigDict:
         else:
             use_information(config)
             use_widths(config, 1200, 1200)
-            # What a four is has been found before the autoencoder could ask for its slant.
+            # Clusters are found before the autoencoder can draw them to slant.
             config.optimizers.autoencoder.schedule = "cosine(warmup=50)"
     return config

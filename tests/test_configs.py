@@ -35,7 +35,7 @@ VARIANTS = {
     ],
     "mnist_gaussian": [None],
     "mnist_label_informed": ["mixture", "swiss_roll"],
-    "mnist_likelihood": ["aae", "vae", "mmd", "ae"],
+    "mnist_likelihood": ["aae", "vae", "mmd", "ae", "aae/best"],
     "mnist_mixture": [None],
     "mnist_semisupervised": ["100", "1000", "all", "100/best", "1000/best", "all/best"],
     "mnist_supervised": [None],
@@ -364,7 +364,7 @@ def test_every_figure_of_the_paper_is_drawn_by_the_config_it_is_taken_from():
         "codes": lambda c: c.model.style_dim == 2 and c.model.layout == "style",
         "samples": lambda c: True,
         "styles_and_labels": lambda c: "_label" in c.model.layout,
-        "clusters": lambda c: c.model.labels == 16 and "classification" not in c.phases,
+        "clusters": lambda c: c.model.labels in (16, 30) and "classification" not in c.phases,
         "heads": lambda c: c.model.layout == "cluster_heads" and c.model.style_dim == 2,
         "circle": lambda c: c.model.layout == "cluster_heads" and c.cluster_heads.fixed > 0,
     }
