@@ -63,7 +63,7 @@ def base() -> ConfigDict:
             "prior": prior,  # a constructor of aae_jax.priors, with its arguments
             "divergence": divergence,  # of aae_jax.divergences; "" leaves the part unmatched
             "label_informed": False,  # the critic sees the label (section 2.3)
-            "weight": 1.0,  # factor on the encoder's matching loss
+            "weight": 1.0,  # factor on the encoder's matching loss; alone, Adam undoes it
             "noise": 0.0,  # std of Gaussian noise on everything the critic sees
         }
 

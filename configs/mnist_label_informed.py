@@ -30,8 +30,8 @@ def get_config(variant: str = "mixture") -> ConfigDict:
     if variant == "mixture":
         config.encoder.dropout = 0.3
     if variant == "swiss_roll":
-        # Dropped hidden units keep codes off the roll (79 % of validation images in their tenth, 93 %
-        # without); batch norm brings one more in a hundred there.
+        # Dropped hidden units keep codes off the roll (79 % of validation images in their tenth
+        # instead of 93 %); batch norm brings one in a hundred more there.
         config.encoder.batch_norm = True
         # The roll is a curve: without blur its discriminator tells any code from it, and wins.
         config.style.noise = 0.3
