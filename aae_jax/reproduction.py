@@ -109,12 +109,13 @@ def fill_in_documents(results: Path) -> int:
 def _reproduce(recipe: Recipe, seeds: Sequence[int]) -> None:
     found = recipe_digest(recipe.config)
     for seed in seeds:
+        _refuse_other_labels(of_seed(recipe.config, seed))
+    for seed in seeds:
         if any(row["seed"] == str(seed) for row in rows_of(recipe.table, found)):
             print(f"seed {seed} is in {recipe.table}")
             continue
-        config, run = of_seed(recipe.config, seed), recipe.folder / f"seed-{seed}"
-        _refuse_other_labels(config)
-        if not program.run(config, run, recipe.command):
+        run = recipe.folder / f"seed-{seed}"
+        if not program.run(of_seed(recipe.config, seed), run, recipe.command):
             return
         if parallel.is_first():
             add_row(recipe.table, {"seed": seed, _RECIPE: found, **finished_run(run)})

@@ -736,7 +736,8 @@ class TfdsImages:
 
 def _unreadable(where: Path | str, error: Exception) -> DataError:
     # OpenCV returns None for what is no image, and TFDS takes that for an array.
-    reason = "damaged image" if isinstance(error, AttributeError) else _reason(error)
+    no_image = isinstance(error, AttributeError) and error.name == "astype"
+    reason = "damaged image" if no_image else _reason(error)
     return DataError(
         f"{where}: TFDS cannot read it ({reason}); delete the folder and prepare the data set again"
     )
