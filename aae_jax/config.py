@@ -33,6 +33,8 @@ ADDED = (
     "data.paper",
     "optimizers.smoothness",
     "train.smoothness_radius",
+    "train.augmentation",
+    "train.smoothness_augmentation",
     "train.compute_dtype",
     "train.smoothness_start",
     "evaluation.fitted_prior",
@@ -140,7 +142,12 @@ def base() -> ConfigDict:
                 "batch_size": 100,  # over all devices
                 "labelled_batch_size": 100,
                 "chunk_steps": 100,  # steps per call of the device
+                # What training images go through, drawn anew each time: affine(degrees, translate,
+                # scale, shear) of aae_jax.augmentation; "" leaves them as they are.
+                "augmentation": "",
                 "smoothness_radius": 1.5,  # Euclidean distance within which q(y|x) is smooth
+                # Of aae_jax.augmentation: q(y|x) is smooth about the augmented image; "" has none.
+                "smoothness_augmentation": "",
                 "smoothness_start": 0.0,  # epoch it begins at; its schedule counts from there
                 "averaging": 0.0,  # decay of the parameter average to evaluate; 0 keeps none
                 "parallel": "pmap",  # pmap, shard_map
@@ -220,46 +227,25 @@ def use_vae(config: ConfigDict) -> None:
     config.penalties.kl = 1.0
 
 
-def use_smoothness(config: ConfigDict, start: float, cut: float, end: float) -> None:
-    """Smooths q(y|x) from the epoch `start` on, in the given config; `end` epochs in all.
-
-    Where there are labels they are also pulled to equal frequency, all the time: else one digit is
-    found a third too often, another too rarely, and smoothness holds that.
-
-    Smoothness makes every cluster of images agree with its majority: begun too early it holds whole
-    clusters to the wrong label, begun when most of each is right it corrects the rest (RESULTS.md).
-    Rates are constant until the epoch `cut` and a tenth from there. Layers of 500 units take the
-    same number of steps in half the time.
-    """
-    config.phases = (*config.phases, "smoothness")
-    if config.data.labels:
-        config.label.divergence = "total(gan(), balance(10.0))"
-    config.train.epochs, config.train.smoothness_start = end, start
-    config.train.averaging = 0.999
-    for optimizer in config.optimizers.values():
-        optimizer.schedule = f"step(0.1, epochs=({cut:g},))"
-    smoothness = config.optimizers.smoothness
-    smoothness.learning_rate, smoothness.schedule = 0.03, f"step(0.1, epochs=({cut - start:g},))"
-    use_widths(config, 500, 500)
-
-
 def use_information(config: ConfigDict) -> None:
-    """Clusters that say much of an image and are equally frequent, in the given config; 100 epochs.
+    """Labels or clusters that say much of an image and are equally frequent, in the given config.
 
-    Information (aae_jax.phases.information) takes the place of the label's adversary, smoothness
-    holds it to groups of like images from the first step; SGD does not leave the start. Faster, the
-    autoencoder would draw clusters to slant and thickness, which explain more pixels than what
-    tells a four from a nine (RESULTS.md).
+    Information (aae_jax.phases.information) takes the place of the label's adversary; smoothness,
+    about images that are moved, turned and slanted a little, holds it to groups of like images from
+    the first step. SGD does not leave the start.
     """
     config.phases = (*config.phases, "smoothness")
     use_adam(config, autoencoder=3e-4, discriminator=1e-3, generator=1e-3)
-    smoothness = config.optimizers.smoothness
-    smoothness.name, smoothness.learning_rate, smoothness.schedule = "adam", 2e-3, "cosine()"
+    for name, rate in (("smoothness", 2e-3), ("classifier", 1e-3)):
+        fields = config.optimizers[name]
+        fields.name, fields.learning_rate, fields.schedule = "adam", rate, "cosine()"
     config.label.divergence = ""
     config.penalties.information = 0.1
-    config.encoder.input_dropout = 0.0
-    config.train.smoothness_radius = 2.0
-    config.train.epochs, config.train.batch_size, config.train.averaging = 100.0, 250, 0.999
+    config.encoder.batch_norm = config.encoder.head_batch_norm = True
+    config.encoder.input_noise = config.encoder.input_dropout = 0.0
+    config.train.smoothness_radius = 1.0
+    config.train.smoothness_augmentation = "affine(degrees=10, translate=0.07, scale=0.1, shear=15)"
+    config.train.epochs, config.train.batch_size, config.train.averaging = 40.0, 250, 0.999
     use_widths(config, 500, 500)
 
 
@@ -533,6 +519,8 @@ def _contradictions(config: ConfigDict) -> list[str]:
         bad.append("the phase smoothness needs a label head: model.labels of 1 or more")
     if config.penalties.information and "smoothness" not in config.phases:
         bad.append("penalties.information needs the phase smoothness, with which it is descended")
+    if config.train.smoothness_augmentation and "smoothness" not in config.phases:
+        bad.append("train.smoothness_augmentation needs the phase smoothness, to which it belongs")
     if config.penalties.information and config.train.batch_size < 2:
         bad.append("penalties.information needs batches of 2 or more, see train.batch_size")
     if config.evaluation.fitted_prior and (style.divergence or config.penalties.kl):

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Key
 from ml_collections import ConfigDict
 
 from aae_jax import divergences, networks, priors, spec
+from aae_jax.augmentation import AUGMENTATIONS, Augmentation
 from aae_jax.config import ConfigError, has_label_head
 from aae_jax.model import LIKELIHOODS, Model, autoencoder, encoder_heads
 from aae_jax.phases import (
@@ -31,7 +32,7 @@ from aae_jax.phases import (
 from aae_jax.priors import Prior
 from aae_jax.randomness import named
 from aae_jax.state import ALONE, Collective, TrainState, Update, init_state
-from aae_jax.step import Step, train_step
+from aae_jax.step import Step, augmented, train_step
 
 Schedule = Callable[[Array], Array | float]
 Built = TypeVar("Built")
@@ -101,10 +102,13 @@ def build(
     smoothed = _model(_with_clean_input(config), (), image_shape, collective)
     of_code = _penalties(config, style_prior)
     of_labels = _label_penalties(config, label_prior, collective)
+    about = _augmentation(config, "smoothness_augmentation", image_shape)
     phases = _phases(
-        config, model, smoothed, matches, of_code, of_labels, updates, times, collective
+        config, model, smoothed, matches, of_code, of_labels, about, updates, times, collective
     )
     averaged = _autoencoder_subtrees(config) if config.train.averaging else ()
+    step = train_step(phases, config.train.averaging)
+    augmentation = _augmentation(config, "augmentation", image_shape)
 
     def init(key: Key[Array, ""]) -> TrainState:
         params, batch_stats = model.init(named(key, "init"))
@@ -116,7 +120,7 @@ def build(
         label_prior=label_prior,
         matches=matches,
         init=init,
-        step=train_step(phases, config.train.averaging),
+        step=step if augmentation is None else augmented(step, augmentation),
         num_steps=times.num_steps,
         steps_per_epoch=times.steps_per_epoch,
         phases=tuple(config.phases),
@@ -468,6 +472,7 @@ def _phases(
     matches: tuple[Match, ...],
     of_code: dict[str, Penalty],
     of_labels: dict[str, Penalty],
+    about: Augmentation | None,
     updates: dict[str, Update],
     times: _Times,
     collective: Collective,
@@ -480,11 +485,25 @@ def _phases(
         ),
         "classification": lambda: classification(model, updates["classifier"]),
         "smoothness": lambda: from_step(
-            smoothness(smoothed, updates["smoothness"], radius, of_labels),
+            smoothness(smoothed, updates["smoothness"], radius, of_labels, about),
             times.smooth_from,
         ),
     }
     return tuple(known[name]() for name in config.phases)
+
+
+def _augmentation(
+    config: ConfigDict, field: str, image_shape: tuple[int, ...]
+) -> Augmentation | None:
+    text = config.train[field]
+    if not text:
+        return None
+    if len(image_shape) != 3:
+        raise ConfigError(
+            f"train.{field} is {text!r}, but the data are rows of the shape {image_shape}; "
+            "allowed: '' (none), or images"
+        )
+    return spec.build(text, AUGMENTATIONS, f"train.{field}")  # type: ignore[return-value]
 
 
 def _with_clean_input(config: ConfigDict) -> ConfigDict:

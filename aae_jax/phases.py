@@ -14,6 +14,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, Key
 
+from aae_jax.augmentation import Augmentation
 from aae_jax.divergences import Critic, Divergence, entropy
 from aae_jax.model import Code, Model, Params, reconstruct
 from aae_jax.networks import gaussian_noise, one_hot
@@ -255,6 +256,7 @@ def smoothness(
     update: Update,
     radius: float,
     penalties: Mapping[str, Penalty] = MappingProxyType({}),
+    augmentation: Augmentation | None = None,
 ) -> Phase:
     """The encoder's label head learns to say the same of an image and of its neighbours.
 
@@ -262,6 +264,7 @@ def smoothness(
     KL(q(y|x) || q(y|x + r)) in nats, where r, of Euclidean length `radius`, is nearly the step that
     changes q(y|x) most: one power iteration from a random direction. It asks for no labels. The
     first distribution is a constant target. Penalties, of the code of x, are descended with it.
+    With an augmentation the neighbour is the augmented image, moved by r.
     """
     # Long enough for float32 to see a difference of second order.
     probe = 0.1
@@ -279,9 +282,12 @@ def smoothness(
             return jax.nn.log_softmax(code.label_logits)
 
         target = log_labels(state.params, batch.image)
+        neighbour = batch.image
+        if augmentation is not None:
+            neighbour = augmentation(all_named(keys, "augmentation"), batch.image)
 
         def change(params: Params, step: Array) -> Float[Array, "batch"]:
-            moved = log_labels(params, batch.image + step)
+            moved = log_labels(params, neighbour + step)
             return (jnp.exp(target) * (target - moved)).sum(axis=1)
 
         start = jax.vmap(lambda key: jax.random.normal(key, batch.image.shape[1:]))(keys)

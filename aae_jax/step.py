@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from aae_jax.augmentation import Augmentation
 from aae_jax.phases import Batch, Metrics, Phase
-from aae_jax.randomness import example_keys, named
+from aae_jax.randomness import all_named, example_keys, named
 from aae_jax.state import ALONE, Collective, TrainState, average_params
 
 Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
@@ -56,6 +57,22 @@ def train_step(phases: tuple[Phase, ...], averaging: float = 0.0) -> Step:
         return state.replace(step=state.step + 1), metrics
 
     return step
+
+
+def augmented(step: Step, augmentation: Augmentation) -> Step:
+    """The step, on augmented images: what networks see, and what they reconstruct."""
+
+    def changed(batch: Batch) -> Batch:
+        image = augmentation(all_named(batch.keys, "augmentation"), batch.image)
+        return batch._replace(image=image)
+
+    def on_augmented(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        batch = changed(batch)
+        if batch.labelled is not None:
+            batch = batch._replace(labelled=changed(batch.labelled))
+        return step(state, batch)
+
+    return on_augmented
 
 
 def chunk(

@@ -10,15 +10,8 @@
   python -m aae_jax.main --config configs/mnist_dimensionality.py:circle/best
 
 The first 100 epochs of the schedule of appendix A.2.1. The recipe "best" is that of
-mnist_semisupervised.py and, without labels, that of mnist_clustering.py:30 with layers of 500 units
-and an autoencoder at its full rate from the start. RESULTS.md has the scores.
-
-"100/best" starts from the encoder of a finished run with ten dimensions and the same 100 labels.
-Found together with a style of two dimensions, its label head would part fours and nines by slant.
-For the seed 0 run this first:
-
-  python -m aae_jax.main --mode reproduce --seeds 0 \
-      --config configs/mnist_semisupervised.py:100/best
+mnist_semisupervised.py and mnist_clustering.py (aae_jax.config.use_information). RESULTS.md has the
+scores.
 
 The least distance of heads, eta, is not in the paper: heads start 2 apart or more for most pairs
 with unit-variance styles, so eta = 2 keeps styles of different heads from overlapping much.
@@ -28,7 +21,7 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from aae_jax.config import chosen, mnist, use_information, use_smoothness, with_best
+from aae_jax.config import chosen, mnist, use_information, with_best
 
 
 class Panel(NamedTuple):
@@ -47,12 +40,6 @@ VARIANTS = {
     "100": Panel("E15", "b", 2, 10, 100, "6.08"),
     "20": Panel("E16", "c", 2, 20, 0, "13.5 to 13.95"),
     "circle": Panel("E17", "d", 10, 10, 100, "3.90"),
-}
-# Epochs of the recipe "best" with labels, by variant.
-SMOOTHNESS = {
-    "1000": {"start": 10.0, "cut": 24.0, "end": 30.0},
-    "100": {"start": 0.0, "cut": 30.0, "end": 40.0},
-    "circle": {"start": 80.0, "cut": 104.0, "end": 112.0},
 }
 
 
@@ -90,13 +77,6 @@ def get_config(variant: str = "1000") -> ConfigDict:
     config.train.epochs = 100.0
     for optimizer in config.optimizers.values():
         optimizer.schedule = "step(0.1, epochs=(50,))"
-    if variant == "20/best":
+    if variant.endswith("/best"):
         use_information(config)
-    elif variant.endswith("/best"):
-        use_smoothness(config, **SMOOTHNESS[variant.removesuffix("/best")])
-    if variant == "100/best":
-        config.init_from = "runs/mnist_semisupervised-100_best/seed-{seed}"
-        config.init_parts = ("encoder/trunk", "encoder/label")
-        # Faster, the reconstruction error would pull labels to the slant after all.
-        config.optimizers.autoencoder.learning_rate = 0.003
     return config

@@ -13,7 +13,8 @@ from aae_jax.config import mnist, use_adam
 def get_config() -> ConfigDict:
     """Encoder, decoder and discriminator of two layers of 1000 units."""
     config = mnist()
-    use_adam(config, autoencoder=1e-3, discriminator=4e-4, generator=2e-4)
+    use_adam(config, autoencoder=5e-4, discriminator=4e-4, generator=2e-4)
+    config.train.averaging = 0.999
     config.experiment = "E1"
     config.title = "Adversarial autoencoder on MNIST, 2-D Gaussian prior (Fig 2 a, e)"
     config.style.prior = "gaussian(2, std=5.0)"

@@ -93,7 +93,7 @@ class Small(NamedTuple):
     reconstruction: Phase
     regularization: Phase
     classification: Phase
-    smoothness: Callable[..., Phase]  # (radius, penalties)
+    smoothness: Callable[..., Phase]  # (radius, penalties, augmentation)
     init: Callable[[jax.Array], TrainState]
     state: Callable[..., TrainState]  # (std, seed): weights from NumPy, as in `random_weights`
 
@@ -316,7 +316,9 @@ def _small_experiment(
             model, tuple(matches), updates["discriminator"], updates["generator"], collective
         ),
         classification(model, updates["classifier"]),
-        lambda radius, penalties={}: smoothness(model, updates["smoothness"], radius, penalties),
+        lambda radius, penalties={}, augmentation=None: smoothness(
+            model, updates["smoothness"], radius, penalties, augmentation
+        ),
         lambda key: start(key, model.init(key)),
         lambda std=0.3, seed=0: start(jax.random.key(seed), _random_weights(model.init, std)),
     )

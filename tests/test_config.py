@@ -360,6 +360,11 @@ CONTRADICTIONS = {
         {"phases": ("reconstruction", "regularization", "smoothness")},
         ["penalties.information", "smoothness"],
     ),
+    "augmented neighbours without smoothness": (
+        {"train__smoothness_augmentation": "affine(degrees=10)"},
+        {"train__smoothness_augmentation": ""},
+        ["train.smoothness_augmentation", "the phase smoothness"],
+    ),
     "information of one example": (
         {
             **INFERRED,
@@ -534,7 +539,7 @@ def test_every_rule_is_about_a_field_of_the_base_config():
     assert set(config_module._RULES) <= set(LEAVES)
     # What has no rule is checked where it is built (experiment.py), read (data) or only printed.
     free = {"experiment", "title", "init_from", "data.data_dir", "data.stand_in_for"}
-    free.add("data.paper")
+    free |= {"data.paper", "train.augmentation", "train.smoothness_augmentation"}
     free |= {f"{net}.init" for net in ("encoder", "decoder", "discriminator")}
     free |= {f"{part}.{field}" for part in ("style", "label") for field in ("prior", "divergence")}
     free |= {field for field in LEAVES if field.endswith(".schedule")}

@@ -11,10 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aae_jax import recording, train
+from aae_jax.augmentation import affine
 from aae_jax.config import ConfigError, base, validate
 from aae_jax.data import load
 from aae_jax.experiment import build
 from aae_jax.phases import Batch
+from aae_jax.randomness import all_named
 from aae_jax.spec import SpecError
 from aae_jax.validation import encoded
 
@@ -777,6 +779,96 @@ def test_the_weight_of_a_penalty_counts():
         kl = jax.jit(lambda *args, step=experiment.step: step(*args)[1]["kl"])
         metrics.append(kl(start(experiment), batch()))
     assert float(metrics[1]) == pytest.approx(3 * float(metrics[0]), rel=1e-5)
+
+
+# Augmentation
+
+
+AUGMENTED = ("train.augmentation", "train.smoothness_augmentation")
+SMOOTHED = {**ONLY_CLASSIFICATION, "phases": ("classification", "smoothness")}
+
+
+def a_step(examples=None, **fields):
+    experiment = made(tiny(**fields))
+    return jax.jit(experiment.step)(start(experiment), examples or batch())
+
+
+@pytest.mark.parametrize(
+    ("fields", "metric"),
+    [(ONLY_RECONSTRUCTION, "reconstruction"), (ONLY_CLASSIFICATION, "classification")],
+    ids=["reconstruction", "classification"],
+)
+def test_augmented_images_are_seen_and_reconstructed(fields, metric):
+    """A step on images that were augmented before it is the same."""
+    augmentation = jax.jit(affine(30, translate=0.2, shear=10))
+
+    def augmented(part):
+        image = augmentation(all_named(part.keys, "augmentation"), part.image)
+        return part._replace(image=image)
+
+    before = augmented(batch())._replace(labelled=augmented(batch().labelled))
+    text = "affine(30, translate=0.2, shear=10)"
+    state, metrics = a_step(**fields, **{"train.augmentation": text})
+    expected, expected_metrics = a_step(before, **fields)
+    np.testing.assert_allclose(metrics[metric], expected_metrics[metric], rtol=1e-5)
+    np.testing.assert_allclose(flat(state.params), flat(expected.params), atol=1e-6)
+    plain, plain_metrics = a_step(**fields)
+    assert abs(plain_metrics[metric] - metrics[metric]) > 1e-3
+    assert np.abs(flat(plain.params) - flat(state.params)).max() > 1e-4
+
+
+def test_augmentations_by_nothing_leave_a_step_as_it_is():
+    state, metrics = a_step(**SMOOTHED, **dict.fromkeys(AUGMENTED, "affine()"))
+    expected, expected_metrics = a_step(**SMOOTHED)
+    assert metrics.keys() == expected_metrics.keys()
+    for name, value in expected_metrics.items():
+        np.testing.assert_allclose(metrics[name], value, rtol=1e-4, err_msg=name)
+    np.testing.assert_allclose(flat(state.params), flat(expected.params), atol=1e-5)
+
+
+def test_smoothness_alone_looks_at_its_augmented_images():
+    """On steps so short that nothing changes on them, what changes labels is the augmentation."""
+    fields = {
+        **ONLY_CLASSIFICATION,
+        "phases": ("reconstruction", "smoothness"),
+        "train.smoothness_radius": 1e-3,
+    }
+    text = "affine(degrees=40)"
+    _, plain = a_step(**fields)
+    _, about = a_step(**fields, **{"train.smoothness_augmentation": text})
+    _, seen = a_step(**fields, **{"train.augmentation": text})
+    assert about["smoothness"] > 1e-3
+    assert max(plain["smoothness"], seen["smoothness"]) < 1e-5
+    np.testing.assert_allclose(about["reconstruction"], plain["reconstruction"], rtol=1e-6)
+    assert abs(seen["reconstruction"] - plain["reconstruction"]) > 1e-3
+
+
+@pytest.mark.parametrize("field", AUGMENTED)
+def test_rows_of_a_table_cannot_be_augmented(field):
+    made(tiny(**SMOOTHED), shape=(PIXELS,))
+    with pytest.raises(ConfigError) as caught:
+        made(tiny(**SMOOTHED, **{field: "affine(10)"}), shape=(PIXELS,))
+    line = str(caught.value)
+    assert line.startswith(f"{field} is 'affine(10)'") and "(16,)" in line and "\n" not in line
+
+
+@pytest.mark.parametrize("field", AUGMENTED)
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("afine(10)", "did you mean affine?"),
+        ("gaussian(2)", "allowed: affine"),
+        ("10", "names no function; allowed: affine"),
+        ("affine(angle=10)", "affine(degrees=0.0, translate=0.0, scale=0.0, shear=0.0)"),
+        ("affine(scale=1)", "scale below 1"),
+        ("affine('a')", "affine in"),
+    ],
+)
+def test_a_text_that_is_no_augmentation_is_refused(field, text, words):
+    with pytest.raises(SpecError) as caught:
+        made(tiny(**SMOOTHED, **{field: text}))
+    line = str(caught.value)
+    assert line.startswith(f"{field}: ") and words in line and text in line and "\n" not in line
 
 
 # What cannot be built

@@ -16,10 +16,11 @@ from jax.flatten_util import ravel_pytree
 from jax.sharding import AxisType
 
 from aae_jax import divergences, parallel, priors
+from aae_jax.augmentation import affine
 from aae_jax.phases import Match, information, kl
 from aae_jax.randomness import example_keys, named
 from aae_jax.state import ALONE, TrainState
-from aae_jax.step import Examples, Rows, chunk, train_step
+from aae_jax.step import Examples, Rows, augmented, chunk, train_step
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -140,6 +141,23 @@ def convolutional(small_experiment, collective):
     return small.state, (small.reconstruction, small.regularization)
 
 
+def turned(small_experiment, collective):
+    """Augmented images, labelled ones too, and smoothness about images that are changed once more.
+
+    A phase has the form of a step, and each that is augmented by itself sees the same images.
+    """
+    change = affine(degrees=20.0, translate=0.1, scale=0.1, shear=10.0)
+    small = small_experiment(
+        (Match("style", priors.gaussian(3), divergences.gan()),),
+        labels=LABELS,
+        layout="style_and_inferred_label",
+        collective=collective,
+    )
+    smooth = small.smoothness(1.0, augmentation=change)
+    phases = small.reconstruction, small.regularization, small.classification, smooth
+    return small.state, tuple(augmented(phase, change) for phase in phases)
+
+
 class Run(NamedTuple):
     """Some steps of an experiment, each a chunk of its own."""
 
@@ -212,8 +230,15 @@ def test_the_papers_run_is_the_same_on_any_devices(
 
 @pytest.mark.parametrize(
     ("experiment", "mode"),
-    [(normed, "pmap"), (spectral, "shard_map"), (summed, "shard_map"), (convolutional, "pmap")],
-    ids=["normed", "spectral", "summed", "convolutional"],
+    [
+        (normed, "pmap"),
+        (spectral, "shard_map"),
+        (summed, "shard_map"),
+        (convolutional, "pmap"),
+        (turned, "pmap"),
+        (turned, "shard_map"),
+    ],
+    ids=lambda value: getattr(value, "__name__", value),
 )
 def test_every_phases_gradient_is_the_whole_batchs(small_experiment, experiment, mode):
     expected = run(experiment, small_experiment)

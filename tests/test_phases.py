@@ -19,7 +19,7 @@ from aae_jax import priors
 from aae_jax.divergences import Divergence, gan, hinge, least_squares, mmd, wasserstein
 from aae_jax.model import LIKELIHOODS, Code
 from aae_jax.phases import Batch, Match, critic_features, from_step, heads_apart, information, kl
-from aae_jax.randomness import example_keys
+from aae_jax.randomness import all_named, example_keys
 from aae_jax.state import TrainState
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -761,6 +761,87 @@ def test_an_image_and_its_neighbour_have_the_same_input_noise(small_experiment):
     small = of_two_labels(small_experiment, input_noise=1.0, input_dropout=0.3)
     _, metrics = run(small.smoothness(1e-3), small.state(std=0.5), LARGE_BATCH)
     assert 0 < metrics["smoothness"] < 1e-4
+
+
+def mirrored(keys, images):
+    return images[:, :, ::-1]
+
+
+def test_an_augmentation_that_changes_nothing_leaves_smoothness_as_it_is(small_experiment):
+    small = of_two_labels(small_experiment)
+    state, penalties = small.state(std=0.5), {"information": information(priors.categorical(2))}
+    unchanged = lambda keys, images: images  # noqa: E731
+    found, metrics = run(small.smoothness(0.5, penalties, unchanged), state, LARGE_BATCH)
+    expected, expected_metrics = run(small.smoothness(0.5, penalties), state, LARGE_BATCH)
+    assert_same(metrics, expected_metrics)
+    assert_same(found.params, expected.params)
+
+
+def test_smoothness_about_an_augmented_image_is_the_change_on_the_worst_way_from_there(
+    small_experiment,
+):
+    """From an image of other labels it is known: the slope of the divergence."""
+    small = small_experiment(labels=LABELS, layout="style_and_inferred_label", rates=RATES)
+    state, radius = small.state(std=0.5), 0.2
+    encoder, image = state.params["encoder"], LARGE_BATCH.image
+    target = softmax(encoded(encoder, image)["label"])
+
+    def divergence(step):
+        return divergence_at(encoder, target, mirrored(None, image) + step)
+
+    slope = jax.grad(lambda step: divergence(step).sum())(jnp.zeros(image.shape))
+    length = jnp.sqrt((slope**2).sum(axis=(1, 2, 3), keepdims=True))
+    expected = divergence(radius * slope / length).mean()
+    _, metrics = run(small.smoothness(radius, augmentation=mirrored), state, LARGE_BATCH)
+    assert metrics.keys() == {"smoothness"}
+    np.testing.assert_allclose(metrics["smoothness"], expected, rtol=0.01)
+    # The step from there counts, and so does the way there.
+    _, about_itself = run(small.smoothness(radius), state, LARGE_BATCH)
+    assert expected > 1.1 * divergence(0.0).mean() and expected > 2 * about_itself["smoothness"]
+
+
+def test_labels_of_the_augmented_image_are_moved_to_those_of_the_image(small_experiment):
+    """And with them what is of the image itself, for steps so short that nothing changes on them.
+
+    The image's own labels are a constant."""
+    small = small_experiment(labels=LABELS, layout="style_and_inferred_label", rates=RATES)
+    state, image = small.state(std=0.5), LARGE_BATCH.image
+    encoder = state.params["encoder"]
+    target = softmax(encoded(encoder, image)["label"])
+    entropy = lambda p: -(p * jnp.log(p)).sum(-1)  # noqa: E731
+
+    def costs(encoder, of=image):
+        labels = softmax(encoded(encoder, of)["label"])
+        divergence = divergence_at(encoder, target, mirrored(None, image)).mean()
+        return divergence, 5.0 * (entropy(labels).mean() - 2 * entropy(labels.mean(0)))
+
+    penalties = {"information": information(priors.categorical(LABELS), 5.0)}
+    after, metrics = run(small.smoothness(1e-4, penalties, mirrored), state, LARGE_BATCH)
+    divergence, known = costs(encoder)
+    found = metrics["smoothness"], metrics["information"]
+    np.testing.assert_allclose(found, (divergence, known + 10 * np.log(LABELS)), rtol=1e-3)
+    assert abs(costs(encoder, mirrored(None, image))[1] - known) > 0.01
+    right, _ = sgd(encoder, jax.grad(lambda e: sum(costs(e)))(encoder), "smoothness")
+    for part in ("trunk", "label"):
+        found = jax.tree.map(jnp.subtract, after.params["encoder"][part], encoder[part])
+        wanted = jax.tree.map(jnp.subtract, right[part], encoder[part])
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), found, wanted)
+        assert max(jnp.abs(leaf).max() for leaf in jax.tree.leaves(wanted)) > 1e-2
+
+
+def test_smoothness_augments_with_keys_of_its_own(small_experiment):
+    """Beside images of the step that were augmented already, each change is another one."""
+    small, used = of_two_labels(small_experiment), []
+
+    def noting(keys, images):
+        used.append(keys)
+        return images
+
+    small.smoothness(0.5, augmentation=noting)(small.state(), BATCH_OF_8)
+    (keys,) = used
+    others = all_named(BATCH_OF_8.keys, "smoothness"), all_named(BATCH_OF_8.keys, "augmentation")
+    every = jnp.concatenate([jax.random.key_data(k) for k in (keys, *others, BATCH_OF_8.keys)])
+    assert len(np.unique(every, axis=0)) == 4 * BATCH
 
 
 def test_smoothness_asks_for_no_labels(small_experiment):

@@ -13,7 +13,7 @@ from aae_jax import divergences, priors
 from aae_jax.phases import Batch, Match, Phase
 from aae_jax.randomness import example_keys, named
 from aae_jax.state import ALONE, Update, average_params, evaluated_params, init_state
-from aae_jax.step import Examples, Rows, chunk, train_step
+from aae_jax.step import Examples, Rows, augmented, chunk, train_step
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -132,7 +132,7 @@ class Shown(NamedTuple):
     key: np.ndarray
 
 
-def shown_by_chunk(state, rows, collective=ALONE):
+def shown_by_chunk(state, rows, collective=ALONE, augmentation=None):
     """(state after, the unlabelled batches, the labelled ones) of a step that learns nothing."""
     seen = {"images": [], "labelled": []}
 
@@ -147,7 +147,8 @@ def shown_by_chunk(state, rows, collective=ALONE):
                 )
         return state.replace(step=state.step + 1), {}
 
-    state, _ = jax.jit(chunk(looking, normalize, collective))(state, some_examples(), rows)
+    step = looking if augmentation is None else augmented(looking, augmentation)
+    state, _ = jax.jit(chunk(step, normalize, collective))(state, some_examples(), rows)
     jax.effects_barrier()
     return state, seen["images"], seen["labelled"]
 
@@ -185,6 +186,70 @@ def test_no_two_examples_of_a_chunk_share_a_key():
     _, images, labelled = shown_by_chunk(a_state(), some_rows())
     keys = np.concatenate([shown.key for shown in images + labelled])
     assert len(np.unique(keys, axis=0)) == len(keys) == STEPS * (BATCH + LABELLED)
+
+
+# Augmented images
+
+
+def brightened(keys, images):
+    """An augmentation that adds to each image one number of its key's."""
+    return images + jax.vmap(jax.random.uniform)(keys)[:, None, None, None]
+
+
+def added(shown, plain):
+    """The number that was added to each image of a batch."""
+    difference = (shown.image - plain.image).reshape(len(plain.image), -1)
+    np.testing.assert_allclose(np.ptp(difference, axis=1), 0, atol=1e-6)
+    return difference[:, 0]
+
+
+def test_an_augmented_step_sees_changed_images_with_their_labels_and_keys():
+    (_, *found), (_, *plain) = (
+        shown_by_chunk(a_state(), some_rows(), augmentation=augmentation)
+        for augmentation in (brightened, None)
+    )
+    numbers = []
+    for shown, before in zip(map(list, found), plain, strict=True):
+        assert len(shown) == STEPS
+        for step in range(STEPS):
+            np.testing.assert_array_equal(shown[step].label, before[step].label)
+            np.testing.assert_array_equal(shown[step].key, before[step].key)
+            numbers.append(added(shown[step], before[step]))
+    # Anew for every image of both batches, at every step.
+    numbers = np.sort(np.concatenate(numbers))
+    assert len(numbers) == STEPS * (BATCH + LABELLED) and numbers[0] >= 0
+    assert np.diff(numbers).min() > 1e-5
+
+
+def test_an_image_is_augmented_with_a_key_that_nothing_else_has():
+    used = []
+
+    def noting(keys, images):
+        used.append(bits(keys))
+        return images
+
+    keys = jax.random.split(jax.random.key(3), BATCH + LABELLED)
+    image, label = jnp.zeros((BATCH, 8, 8, 1)), jnp.zeros(BATCH, jnp.int32)
+    labelled = Batch(image[:LABELLED], label[:LABELLED], keys[BATCH:])
+    step = augmented(train_step((PLUS_ONE,)), noting)
+    step(a_state(), Batch(image, label, keys[:BATCH], labelled))
+    assert [len(part) for part in used] == [BATCH, LABELLED]
+    every = np.concatenate([*used, bits(keys)])
+    assert len(np.unique(every, axis=0)) == 2 * (BATCH + LABELLED)
+
+
+def test_an_augmented_step_is_the_step_otherwise():
+    batch = NO_BATCH._replace(image=jnp.zeros((1, 8, 8, 1)))
+    seen = []
+
+    def looking(state, batch):
+        seen.append(batch.labelled)
+        return state, {}
+
+    step = train_step((looking, PLUS_ONE, TWICE))
+    expected = step(a_state(), batch)
+    assert_same(augmented(step, brightened)(a_state(), batch), expected)
+    assert seen == [None, None]
 
 
 def test_metrics_are_averaged_over_devices():

@@ -179,7 +179,8 @@ def test_drafts_of_killed_processes_are_removed_and_nothing_else(tmp_path):
 
 
 def test_a_run_of_an_earlier_version_goes_on(tmp_path):
-    assert {"data.streaming", "train.compute_dtype"} <= set(ADDED)
+    some = {"data.streaming", "train.augmentation", "train.smoothness_augmentation"}
+    assert {*some, "train.compute_dtype"} <= set(ADDED)
     saved = json.loads(base().to_json())
     for field in ADDED:
         *groups, name = field.split(".")
