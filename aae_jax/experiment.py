@@ -27,6 +27,7 @@ from aae_jax.phases import (
     kl,
     reconstruction,
     regularization,
+    running_statistics,
     smoothness,
 )
 from aae_jax.priors import Prior
@@ -489,7 +490,11 @@ def _phases(
             times.smooth_from,
         ),
     }
-    return tuple(known[name]() for name in config.phases)
+    phases = tuple(known[name]() for name in config.phases)
+    normed = config.encoder.batch_norm or config.encoder.head_batch_norm
+    if normed and "reconstruction" not in config.phases:
+        return (*phases, running_statistics(model))
+    return phases
 
 
 def _augmentation(

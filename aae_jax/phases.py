@@ -166,7 +166,7 @@ def regularization(
     """Discriminators learn prior samples from codes, then the encoder descends the matching loss.
 
     The codes are computed once: the generator's gradient is pulled back through the same pass.
-    Running batch statistics stay as they are; only the reconstruction phase moves them.
+    Running batch statistics stay as they are: once a step is enough, see `running_statistics`.
     """
 
     def phase(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -303,6 +303,21 @@ def smoothness(
 
         state, _, metrics = descend(update, state, loss)
         return state, metrics
+
+    return phase
+
+
+def running_statistics(model: Model) -> Phase:
+    """Running batch statistics move; for steps without reconstruction, which moves them itself.
+
+    By labelled images where there are some: a step that only classifies knows no others.
+    """
+
+    def phase(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        seen = batch if batch.labelled is None else batch.labelled
+        keys = all_named(seen.keys, "running_statistics")
+        _, batch_stats = model.encode(state.params, state.batch_stats, seen.image, keys, True)
+        return state.replace(batch_stats=batch_stats), {}
 
     return phase
 

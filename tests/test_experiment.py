@@ -298,6 +298,24 @@ def test_each_optimizer_has_its_own_name_and_rate(optimizer):
     assert steps.max() < 0.0101
 
 
+@pytest.mark.parametrize("phase", ["autoencoder", "generator", "classifier", "smoothness"])
+def test_a_network_is_scored_by_the_statistics_that_it_was_trained_with(phase):
+    """By those of labelled images where labels are all that is learned from."""
+    still = {f"optimizers.{each}.learning_rate": 1e-12 for each in ALONE}
+    experiment = made(tiny(**ALONE[phase], **still, **{"encoder.batch_norm": True}))
+    state, step = start(experiment), jax.jit(experiment.step)
+    examples = batch(labelled=experiment.phases == ("classification",))
+    for _ in range(200):
+        state, _ = step(state, examples)
+    seen = examples.labelled or examples
+    trained, scored = (
+        experiment.model.encode(state.params, state.batch_stats, seen.image, seen.keys, train)[0]
+        for train in (True, False)
+    )
+    np.testing.assert_allclose(scored.style, trained.style, atol=1e-3)
+    assert np.ptp(trained.style, axis=0).min() > 0.01
+
+
 def test_smoothness_looks_at_images_without_their_noise():
     def after_a_step(**fields):
         experiment = made(tiny(**ALONE["smoothness"], **fields))
