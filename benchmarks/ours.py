@@ -78,6 +78,7 @@ def _gaussian() -> ConfigDict:
     config = mnist_gaussian.get_config()
     config.model.style_dim = 8
     config.style.prior = "gaussian(8, std=5.0)"
+    config.train.averaging = 0.0  # No other contender averages its weights.
     return config
 
 

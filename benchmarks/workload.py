@@ -48,7 +48,7 @@ DESIGNS = {
         prior_std=5.0,
         input_noise=0.0,
         optimizers={
-            "autoencoder": Optimizer("adam", 1e-3, 0.9),
+            "autoencoder": Optimizer("adam", 5e-4, 0.9),
             "discriminator": Optimizer("adam", 4e-4, 0.0),
             "generator": Optimizer("adam", 2e-4, 0.0),
         },
