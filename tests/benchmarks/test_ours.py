@@ -45,6 +45,7 @@ def test_the_constants_for_other_contenders_are_those_of_the_configs(experiment)
         for name in design.optimizers
     }
     assert optimizers == design.optimizers
+    assert config.train.averaging == 0, "no contender averages its weights"
     if design.labels:
         assert config.data.labels == ours.LABELS
 
