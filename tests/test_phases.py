@@ -722,6 +722,16 @@ def test_information_needs_the_probability_of_every_label():
             information(prior)
 
 
+def assert_label_head_moves(found, before, right, atol, least):
+    """From the weights before to the right ones, by more than `least` somewhere."""
+    for part in ("trunk", "label"):
+        moved, wanted = (
+            jax.tree.map(jnp.subtract, to[part], before[part]) for to in (found, right)
+        )
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=atol), moved, wanted)
+        assert max(jnp.abs(leaf).max() for leaf in jax.tree.leaves(wanted)) > least
+
+
 def test_information_is_descended_with_smoothness(small_experiment):
     """Steps so short that nothing changes on them leave information alone to move the labels."""
     small = small_experiment(labels=LABELS, layout="style_and_inferred_label", rates=RATES)
@@ -736,11 +746,7 @@ def test_information_is_descended_with_smoothness(small_experiment):
 
     encoder = state.params["encoder"]
     right, _ = sgd(encoder, jax.grad(cost)(encoder), "smoothness")
-    for part in ("trunk", "label"):
-        found = jax.tree.map(jnp.subtract, after.params["encoder"][part], encoder[part])
-        wanted = jax.tree.map(jnp.subtract, right[part], encoder[part])
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, wanted)
-        assert max(jnp.abs(leaf).max() for leaf in jax.tree.leaves(wanted)) > 1e-4
+    assert_label_head_moves(after.params["encoder"], encoder, right, 1e-5, 1e-4)
 
 
 def test_smoothness_grows_with_the_radius_and_sees_more_than_chance_does(small_experiment):
@@ -822,11 +828,7 @@ def test_labels_of_the_augmented_image_are_moved_to_those_of_the_image(small_exp
     np.testing.assert_allclose(found, (divergence, known + 10 * np.log(LABELS)), rtol=1e-3)
     assert abs(costs(encoder, mirrored(None, image))[1] - known) > 0.01
     right, _ = sgd(encoder, jax.grad(lambda e: sum(costs(e)))(encoder), "smoothness")
-    for part in ("trunk", "label"):
-        found = jax.tree.map(jnp.subtract, after.params["encoder"][part], encoder[part])
-        wanted = jax.tree.map(jnp.subtract, right[part], encoder[part])
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), found, wanted)
-        assert max(jnp.abs(leaf).max() for leaf in jax.tree.leaves(wanted)) > 1e-2
+    assert_label_head_moves(after.params["encoder"], encoder, right, 1e-4, 1e-2)
 
 
 def test_smoothness_augments_with_keys_of_its_own(small_experiment):
